@@ -1,0 +1,3 @@
+"""NeAR Relight: photos become relightable neural assets."""
+
+__version__ = "0.1.0"
