@@ -1,0 +1,1 @@
+"""Weight packs: what they are, how they are fetched, checked and read."""
