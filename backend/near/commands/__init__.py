@@ -1,0 +1,1 @@
+"""The commands of ``near``: one module each, with ``add_parser(subparsers)``; heavy imports stay inside the runs."""

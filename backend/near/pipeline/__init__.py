@@ -1,0 +1,1 @@
+"""Photo or mesh -> asset, asset -> frame."""

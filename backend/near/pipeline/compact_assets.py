@@ -1,0 +1,147 @@
+"""Photo or mesh -> compact asset (DESIGN sections 2 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from near.assets import Asset
+from near.colour import agx_inverse
+from near.geometry.cameras import Camera, orbit_camera
+from near.geometry.mesh import PbrMesh
+from near.geometry.photo import Photo
+from near.geometry.silhouette import silhouette_mesh
+from near.geometry.surface import sample_surface
+from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_anchors
+from near.models.compact import CompactModels
+from near.models.compact_renderer import encoder_inputs
+from near.models.lifting import LiftedPhoto, lift_photo
+from near.models.material import decode_colour, encode_colour, encode_material, voxel_mean
+from near.pipeline.proxy import proxy_mesh
+from near.pipeline.types import CancelCheck, Progress, check
+
+SAMPLES = 90_000  # discs before hidden ones are dropped; ANALYTIC.md section 4: 60k to 120k serve 512 pixels
+TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
+DETAIL_LIMIT = 1.6  # a photo's detail may move a disc's encoded colour by this much at most, as a ratio
+
+
+def default_photo_camera(width: int, height: int) -> Camera:
+    """The camera assumed of a photo that comes without one: in front, level, 40 degrees."""
+    return orbit_camera(0.0, 0.0, 2.0, torch.pi * 40 / 180, width, height)
+
+
+def encode_mesh(models: CompactModels, mesh: PbrMesh, *, seed: int, samples: int = SAMPLES, progress: Progress,
+                cancelled: CancelCheck | None) -> Asset:
+    """Asset of a mesh with PBR materials: its surface attributes go through the SLAT encoder."""
+    progress("sample surface", 0.0, None)
+    surface = sample_surface(mesh, samples, seed)
+    check(cancelled)
+    progress("visibility", 0.3, None)
+    coords, anchors, rows = build_anchors(surface.points, surface.normals, surface.geometric_normals,
+                                          models.config.resolution, spread=models.config.spread)
+    check(cancelled)
+    cloud = decode_anchors(coords, anchors, models.config.resolution)
+    encoded = encode_material(surface.base_lin709[rows], surface.roughness[rows], surface.metallic[rows])
+    mean = voxel_mean(encoded, cloud.voxel, len(coords))
+    progress("encode", 0.8, None)
+    slat = models.encode_slat(coords, encoder_inputs(cloud, encoded, coords))
+    # Detail is measured against what the decoder will read back from the stored half-precision SLAT.
+    slat = slat.half()
+    anchors = replace(anchors, detail=_detail(encoded - models.voxel_material(coords, slat.float())[cloud.voxel]))
+    progress("encode", 1.0, None)
+    return _asset(models, coords, slat, anchors, mesh, kind="encode", seed=seed, mesh_sha256=mesh.sha256)
+
+
+def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, camera: Camera | None, *, seed: int,
+                 steps: int | None, samples: int = SAMPLES, progress: Progress, cancelled: CancelCheck | None) -> Asset:
+    """Asset of a photo with a matte: base flow to a shaded SLAT, then the homogeniser (paper section 3.1)."""
+    height, width = photo.alpha.shape
+    camera = camera or default_photo_camera(width, height)
+    source = "mesh"
+    if mesh is None:
+        progress("inflate silhouette", 0.0, None)
+        mesh, camera = silhouette_mesh(photo, camera)
+        source = "silhouette"
+    check(cancelled)
+    progress("sample surface", 0.1, None)
+    surface = sample_surface(mesh, samples, seed)
+    check(cancelled)
+    progress("visibility", 0.2, None)
+    coords, anchors, _ = build_anchors(surface.points, surface.normals, surface.geometric_normals, models.config.resolution,
+                                       spread=models.config.spread)
+    cloud = decode_anchors(coords, anchors, models.config.resolution)
+    check(cancelled)
+    progress("lift photo", 0.35, None)
+    lifted = lift_photo(cloud, coords, models.config.resolution, photo.srgb, photo.alpha, camera)
+    # The flows learned from photos of one sharpness; finer pixels are for the discs' detail alone.
+    coarse, coarse_camera = reduce_photo(photo, camera)
+    features = lift_photo(cloud, coords, models.config.resolution, coarse.srgb, coarse.alpha, coarse_camera)
+
+    def part(start: float, stop: float):
+        return lambda stage, fraction: progress(stage, start + (stop - start) * fraction, None)
+
+    run = {"seed": seed, "steps": steps, "cancelled": cancelled}
+    shaded = models.sample_shaded(coords, features, photo, progress=part(0.4, 0.65), **run)
+    slat = models.sample_homogenised(coords, features, shaded, photo, progress=part(0.65, 0.95), **run)
+    slat = slat.half()
+    material = models.voxel_material(coords, slat.float())
+    anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material)))
+    progress("done", 1.0, None)
+    return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
+                  photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
+                  photo_camera=camera_record(camera))
+
+
+def reduce_photo(photo: Photo, camera: Camera) -> tuple[Photo, Camera]:
+    """The photo averaged down to about the pixels per object size that the flows were trained on, and its camera."""
+    distance = float(camera.position.norm()) if camera.projection == "perspective" else 1.0
+    factor = int(float(camera.K[0, 0]) / distance / TRAINED_PIXELS + 0.5)
+    factor = min(factor, min(photo.alpha.shape) // 32)
+    if factor < 2:
+        return photo, camera
+    height, width = (n // factor * factor for n in photo.alpha.shape)
+    stack = torch.cat([photo.srgb * photo.alpha[..., None], photo.alpha[..., None]], -1)[:height, :width]
+    small = F.avg_pool2d(stack.permute(2, 0, 1)[None], factor)[0].permute(1, 2, 0)
+    alpha = small[..., 3]
+    K = camera.K.clone()
+    K[:2] /= factor
+    reduced = Photo(srgb=(small[..., :3] / alpha.clamp_min(1e-3)[..., None]).clamp(0, 1), alpha=alpha, sha256=photo.sha256)
+    return reduced, replace(camera, K=K, width=width // factor, height=height // factor)
+
+
+def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor) -> Tensor:
+    """Texture finer than a voxel, from the photo: where a disc is brighter than its voxel in the photo, its base colour
+    is brighter than the voxel's by the same ratio.
+
+    Args: material [L, 5] encoded. Returns: [M, 5] encoded residual; zero where the photo does not see the disc.
+    """
+    count = len(material)
+    linear = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(1e-3)
+    log_colour = linear.log()
+    mean = voxel_mean(log_colour, cloud.voxel, count, lifted.seen)
+    base = decode_colour(material[:, :3])[cloud.voxel].clamp_min(1e-3)
+    trust = lifted.seen.clamp(0, 1).sqrt()[:, None]
+    ratio = ((log_colour - mean[cloud.voxel]).clamp(-DETAIL_LIMIT, DETAIL_LIMIT) * trust).exp()
+    detailed = encode_colour(base * ratio)
+    colour = torch.where(lifted.seen[:, None] > 0, detailed - material[cloud.voxel, :3], torch.zeros(()))
+    return F.pad(colour, (0, 2))
+
+
+def camera_record(camera: Camera) -> dict:
+    """The photo's camera as plain data for the asset's metadata ("look through the photo")."""
+    return {"cam_from_asset": camera.cam_from_world.tolist(), "K": camera.K.tolist(), "width": camera.width, "height": camera.height,
+            "projection": camera.projection}
+
+
+def _detail(residual: Tensor) -> Tensor:
+    return (residual / DETAIL_STEP).round().clamp(-127, 127).to(torch.int8)
+
+
+def _asset(models: CompactModels, coords: Tensor, slat: Tensor, anchors, mesh: PbrMesh, *, shaded: Tensor | None = None, **record) -> Asset:
+    vertices, faces = proxy_mesh(mesh)
+    meta = {"pack": models.pack_id, "pack_sha256": models.pack_sha256, **{k: v for k, v in record.items() if v is not None}}
+    return Asset(coords=coords, feats=slat, resolution=models.config.resolution, anchors=anchors, color_feats=shaded,
+                 brm_feats=None, proxy_vertices=vertices, proxy_faces=faces, meta=meta)

@@ -1,0 +1,158 @@
+"""``near train``: precompute, renderer, flow, pack."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """Mount the ``train`` command on an argparse sub-parser collection."""
+    parser = subparsers.add_parser("train", help="train the compact pack (precompute, renderer, flow, pack)")
+    stages = parser.add_subparsers(dest="stage", required=True)
+
+    pre = stages.add_parser("precompute", help="objects -> anchors, splat matrices, lifted photos, SLAT targets")
+    pre.add_argument("objects", type=Path, nargs="+", help="folders of training objects (.npz)")
+    pre.add_argument("--hdris", type=Path, required=True, help="folder of the lights the objects were rendered under")
+    pre.add_argument("-o", "--out", type=Path, required=True, help="cache folder; existing entries are kept")
+    pre.add_argument("--part", type=int, default=0, help="this process' share of the objects")
+    pre.add_argument("--parts", type=int, default=1)
+    pre.set_defaults(run=_precompute)
+
+    for name, text in (("renderer", "encoder, IAD, LAD, light tokenizer and basis, jointly"),
+                       ("flow", "the base flow, or with --homogenizer the LoRA homogeniser on top of it")):
+        stage = stages.add_parser(name, help=text)
+        stage.add_argument("cache", type=Path, help="folder made by precompute")
+        stage.add_argument("-o", "--out", type=Path, required=True, help="run folder: state, log, held-out scores")
+        stage.add_argument("--steps", type=int, default=20000)
+        stage.add_argument("--minutes", type=float, help="stop after this much training time")
+        stage.add_argument("--learning-rate", type=float, default=1e-4)
+        stage.add_argument("--sheet-every", type=int, default=500, help="steps between held-out evaluations")
+        stage.add_argument("--seed", type=int, default=0)
+        stage.add_argument("--threads", type=int, help="CPU threads")
+        if name == "renderer":
+            stage.add_argument("--hdris", type=Path, required=True)
+            stage.add_argument("--from", dest="start", type=Path, help="renderer.safetensors to start from")
+        else:
+            stage.add_argument("--batch", type=int, default=4)
+            stage.add_argument("--homogenizer", type=Path, metavar="BASE_RUN", help="run folder of the trained base flow")
+            stage.add_argument("--pointwise-minutes", type=float, default=5.0, help="first fit of the homogeniser's per-voxel head")
+            stage.add_argument("--rank", type=int, default=64, help="rank of the homogeniser's adapters")
+        stage.set_defaults(run=_renderer if name == "renderer" else _flow)
+
+    pack = stages.add_parser("pack", help="collect trained runs into a weight pack")
+    pack.add_argument("--renderer", type=Path, required=True)
+    pack.add_argument("--base", type=Path, required=True)
+    pack.add_argument("--homogenizer", type=Path, required=True)
+    pack.add_argument("-o", "--out", type=Path, required=True)
+    pack.set_defaults(run=_pack)
+    return parser
+
+
+def _cached(folder: Path) -> list[Path]:
+    from near.errors import NearError
+
+    files = sorted(folder.glob("*.pt"))
+    if not files:
+        raise NearError("training-cache-empty", f"{folder} holds no precomputed objects.", "Run near train precompute first.")
+    return files
+
+
+def _loop(args: argparse.Namespace):
+    import torch
+
+    from near.training.loop import LoopConfig
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return LoopConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.learning_rate, sheet_every=args.sheet_every, seed=args.seed)
+
+
+def _precompute(args: argparse.Namespace) -> int:
+    import numba
+    import torch
+    from tqdm import tqdm
+
+    from near.training.cache import CacheConfig, cache_folder
+
+    if args.parts > 1:
+        torch.set_num_threads(1)
+        numba.set_num_threads(1)
+    sources = [p for folder in args.objects for p in sorted(folder.glob("*.npz"))][args.part::args.parts]
+    with tqdm(total=len(sources), desc="precompute") as bar:
+        cache_folder(sources, args.hdris, args.out, CacheConfig(), progress=lambda *_: bar.update())
+    return 0
+
+
+def _renderer(args: argparse.Namespace) -> int:
+    from safetensors.torch import load_file
+
+    from near.models.compact_renderer import CompactRendererConfig, CompactRendererModel
+    from near.training.renderer import RendererData, train_renderer
+
+    config = _loop(args)
+    model = CompactRendererModel(CompactRendererConfig())
+    if args.start:
+        model.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
+    data = RendererData(_cached(args.cache), args.hdris, model.config.resolution)
+    _finish(train_renderer(model, data, args.out, config), args.out / "renderer.safetensors")
+    return 0
+
+
+def _flow(args: argparse.Namespace) -> int:
+    import torch
+    from safetensors.torch import load_file, save_model
+
+    from near.models.compact_flows import COMPACT_TARGETS, CompactFlow, CompactFlowConfig
+    from near.models.homogenizer import LoraSettings
+    from near.training.flow_data import FlowData
+    from near.training.flows import residual_statistics, train_flow
+    from near.training.pointwise import train_pointwise
+
+    config = _loop(args)
+    torch.manual_seed(config.seed)
+    flow = CompactFlow(CompactFlowConfig())
+    if args.homogenizer:
+        flow.load_state_dict({k: v.float() for k, v in load_file(args.homogenizer / "flow.safetensors").items()})
+        flow = CompactFlow.homogenizer_from(flow, LoraSettings(rank=args.rank, alpha=args.rank, targets=COMPACT_TARGETS))
+    data = FlowData(_cached(args.cache), "homogenizer" if args.homogenizer else "base")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "state.pt").exists():
+        mean, std = residual_statistics(flow, data)
+        flow.residual_mean.copy_(mean)
+        flow.residual_std.copy_(std)
+        if args.homogenizer:
+            train_pointwise(flow, data, minutes=args.pointwise_minutes, seed=config.seed)
+            save_model(flow.pointwise, str(args.out / "pointwise.safetensors"))
+    trained = train_flow(flow, data, args.out, config, batch=args.batch)
+    _finish(trained.merged() if args.homogenizer else trained, args.out / "flow.safetensors")
+    return 0
+
+
+def _finish(model, path: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(model, str(path))
+    print(f"wrote {path}")
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from safetensors.torch import load_file
+
+    from near.models.compact import CompactConfig, CompactModels
+    from near.models.compact_flows import CompactFlow
+    from near.models.compact_renderer import CompactRendererModel
+    from near.weights.integrity import write_manifest
+
+    config = CompactConfig()
+    renderer, base, theta = CompactRendererModel(config.renderer), CompactFlow(config.base_flow), CompactFlow(config.homogenizer)
+    for model, path in ((renderer, args.renderer / "renderer.safetensors"), (base, args.base / "flow.safetensors"),
+                        (theta, args.homogenizer / "flow.safetensors")):
+        model.load_state_dict(load_file(path), strict=False)
+    CompactModels(config, renderer, base, theta).save(args.out)
+    manifest = write_manifest(args.out, "compact", {"config": asdict(config)})
+    total = sum(f["bytes"] for f in manifest["files"].values())
+    print(f"wrote {args.out}: {total / 2**20:.1f} MB")
+    return 0

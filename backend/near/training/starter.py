@@ -1,0 +1,114 @@
+"""Reader of the starter training set (one ``.npz`` an object; its README describes the format)."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from near.errors import NearError
+from near.geometry.cameras import Camera, camera_from_blender
+
+LOG_FLOOR, LOG_TOP = 0.02, 64.0
+POSITION_STEP, DEPTH_STEP = 1 / 1024, 1 / 8192
+
+
+@dataclass(frozen=True)
+class Light:
+    """One light of one view: environment id, rotation about +Z (radians), strength."""
+
+    hdri: str
+    rotation_z_rad: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class StarterObject:
+    """C cameras, L lights each, H x W pixels, N surface samples. Colours are linear Rec.709.
+
+    light [C, L, H, W, 3] and ambient [C, H, W, 3] premultiplied radiance; alpha, roughness, metallic [C, H, W];
+    base_lin709, normal [C, H, W, 3]; depth [C, H, W] metric z, 0 = empty; points, point_normals, point_base_lin709
+    [N, 3]; point_roughness, point_metallic [N]; lights: C lists of L.
+    """
+
+    name: str
+    light: Tensor
+    ambient: Tensor
+    alpha: Tensor
+    base_lin709: Tensor
+    roughness: Tensor
+    metallic: Tensor
+    normal: Tensor
+    points: Tensor
+    point_normals: Tensor
+    point_base_lin709: Tensor
+    point_roughness: Tensor
+    point_metallic: Tensor
+    cameras: list[Camera]
+    lights: list[list[Light]]
+
+
+def read_starter(path: Path) -> StarterObject:
+    """Decode one object.
+
+    Raises:
+        NearError: ``training-data-broken`` when the file is not a starter object.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            return _decode(f)
+    except (KeyError, ValueError, OSError, EOFError) as error:
+        raise NearError("training-data-broken", f"{path.name} is not a readable training object ({error}).",
+                        "Remove it or fetch the training data again.") from error
+
+
+def _decode(f) -> StarterObject:
+    meta = json.loads(bytes(f["meta"]))
+    matrices = torch.from_numpy(f["cam_matrix_world"].astype(np.float32))
+    views, lights = len(matrices), len(meta["lights"][0])
+    log_table = (LOG_FLOOR * np.expm1(np.arange(256) / 255 * np.log1p(LOG_TOP / LOG_FLOOR))).astype(np.float32)
+    level = np.arange(256) / 255
+    srgb_table = np.where(level <= 0.04045, level / 12.92, ((level + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    lit = log_table[_webp(f["light"], views, lights)]
+    masks = _webp(f["gb_rma"], views).astype(np.float32) / 255
+    normal = _webp(f["gb_nrm"], views).view(np.int8).astype(np.float32)
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    position, point_normal, base8, material8 = _points(f)
+    size = lit.shape[-2]
+    K = torch.from_numpy(f["cam_K"].astype(np.float32))
+    t = torch.from_numpy
+    return StarterObject(
+        name=str(meta.get("object", "")), light=t(lit), ambient=t(log_table[_webp(f["ambient"], views)]),
+        alpha=t(masks[..., 2].copy()), base_lin709=t(srgb_table[_webp(f["gb_base"], views)]),
+        roughness=t(masks[..., 0].copy()), metallic=t(masks[..., 1].copy()), normal=t(normal),
+        points=t(position), point_normals=t(point_normal), point_base_lin709=t(srgb_table[base8]),
+        point_roughness=t(material8[:, 0].copy()), point_metallic=t(material8[:, 1].copy()),
+        cameras=[camera_from_blender(m, K, size, size) for m in matrices],
+        lights=[[Light(x["hdri"], float(x["rotation_z"]), float(x["strength"])) for x in view] for view in meta["lights"]])
+
+
+def _webp(data: np.ndarray, *lead: int) -> np.ndarray:
+    """Images of one kind, stacked top to bottom in one lossless WebP: uint8 [*lead, S, S, 3]."""
+    tall = np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+    return tall.reshape(*lead, tall.shape[1], tall.shape[1], 3)
+
+
+def _points(f) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Undo the delta coding along the Morton curve: positions, unit normals, base colour codes, [rough, metal]."""
+    planes = f["p_pos"].astype(np.uint16)
+    zigzag = ((planes[:3] << 8) | planes[3:]).T
+    steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
+    position = np.cumsum(steps, 0).astype(np.float32) * POSITION_STEP - 0.5
+    normal = np.cumsum(f["p_nrm"].T, 0, dtype=np.uint8).view(np.int8).astype(np.float32)
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
+    base = np.cumsum(f["p_base"].T, 0, dtype=np.uint8)
+    base[:, 0] += base[:, 1]
+    base[:, 2] += base[:, 1]
+    material = np.cumsum(f["p_rm"].T, 0, dtype=np.uint8).astype(np.float32) / 255
+    return position, normal, base, material
