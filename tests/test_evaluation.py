@@ -1,0 +1,209 @@
+"""The scorer against published baselines, the four tasks on a made-up bench, the yardstick Cycles."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_engine import FakeEngine
+
+from near.errors import NearError
+from near.evaluation.bench import TASKS, load_bench
+from near.evaluation.metrics import (MIN_CROP, contrast_pyramid_distance, mask_box, psnr, score, shown_on_black, ssim)
+from near.evaluation.predict import predict
+from near.evaluation.report import copy_baseline, report_page, score_targets, table_lines
+from near.evaluation.sheets import spread, task_sheet
+from near.output import read_rgba, write_exr, write_png
+
+
+# -- a bench small enough to make ----------------------------------------------------------------------------------------
+
+def disc(size: int, value: float) -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    alpha = (torch.hypot(x - size / 2, y - size / 2) < size * 0.3).float()[..., None]
+    return torch.cat([(alpha * value).expand(-1, -1, 3), alpha], -1)
+
+
+def camera_entry(size: int) -> dict:
+    matrix = [[1, 0, 0, 0], [0, 0, -1, -2], [0, 1, 0, 0], [0, 0, 0, 1]]
+    f = size / 2 / math.tan(math.radians(20))
+    return {"matrix_world": matrix, "K": [[f, 0, size / 2], [0, f, size / 2], [0, 0, 1]], "resolution": [size, size]}
+
+
+@pytest.fixture
+def small_bench(tmp_path) -> Path:
+    root, size = tmp_path / "bench", 32
+    (root / "hdris").mkdir(parents=True)
+    (root / "models").mkdir()
+    for name, value in (("a", 0.4), ("b", 0.8)):
+        write_exr(root / "hdris" / f"{name}.exr", {"color": torch.full((8, 16, 4), value)})
+    models = []
+    for name in ("one", "two"):
+        vertices = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+        (root / "models" / f"{name}.obj").write_text(vertices)
+        write_png(root / name / "input_photo.png", np.full((64, 64, 4), 255, np.uint8))
+        lights = [{"hdri": f"hdris/{h}.exr", "rotation_z": 0.5, "image": f"{name}/light/cam0_{h}.exr"} for h in "ab"]
+        at_photo = [{"hdri": f"hdris/{h}.exr", "rotation_z": 0.1, "image": f"{name}/light/photo_{h}.exr", "kind": k} for h, k in (("a", "own"), ("b", "new"))]
+        for light in lights + at_photo:
+            write_exr(root / light["image"], {"color": disc(size, 0.4 if light["hdri"].endswith("a.exr") else 0.8)})
+        models.append({"model": name, "model_file": f"models/{name}.obj", "info": {"normalise_matrix": np.eye(4).tolist()},
+                       "photo": {"image": f"{name}/input_photo.png", "camera": camera_entry(64), "hdri": "hdris/a.exr", "rotation_z": 0.1},
+                       "views": [{"camera_id": 0, "camera": camera_entry(size), "lights": lights}],
+                       "photo_view": {"camera": camera_entry(size), "lights": at_photo}})
+    (root / "index.json").write_text(json.dumps({"split": "tiny", "models": models}))
+    return root
+
+
+def test_four_tasks(small_bench, tmp_path):
+    bench, engine = load_bench(small_bench), FakeEngine()
+    done = predict(engine, bench, TASKS, tmp_path / "save", lambda fraction, text: None)
+    assert done.errors == [] and done.skipped == {}
+    expected = {f"{task}/{t.image}" for m in bench.models for task in TASKS for t in m.targets[task]}
+    assert {str(p.relative_to(tmp_path / "save")) for p in (tmp_path / "save").rglob("*.exr")} == expected
+    kinds = [c[0] for c in engine.calls]
+    assert kinds.count("encode") == kinds.count("create") == 2 and kinds.count("render") == 12
+    for call in engine.calls:
+        if call[0] == "create":  # photo tasks know the photo's camera
+            assert call[3].width == 64 and torch.allclose(call[3].position, torch.tensor([0.0, -2.0, 0.0]), atol=1e-6)
+        if call[0] == "render":
+            angle = math.atan2(call[4][1, 0], call[4][0, 0])
+            assert min(abs(angle - 0.5), abs(angle - 0.1)) < 1e-6
+    result = score_targets(bench, [t for m in bench.models for t in m.targets["forward"]], lambda t: done.path("forward", t))
+    assert result["missing"] == 0 and set(result["models"]) == {"one", "two"} and set(result["lights"]) == {"a", "b"}
+    assert result["mean"]["psnr_mask"] > 18  # the fake disc has its light's mean, and a softer outline than the target
+    report = {"near": "0", "bench": "tiny", "pack": "compact", "perceptual": "p", "tasks": {"forward": result},
+              "baselines": {"copy": copy_baseline(bench)}, "skipped": {}, "errors": []}
+    assert any("forward" in line for line in table_lines(report))
+    sheet = task_sheet(bench, "forward", lambda t: done.path("forward", t))
+    page = report_page(report, {"forward": sheet})
+    assert sheet.ndim == 3 and "<img" in page and "forward" in page
+
+
+def test_a_model_that_fails_is_reported_and_the_rest_goes_on(small_bench, tmp_path):
+    bench, engine = load_bench(small_bench), FakeEngine()
+    (small_bench / "models" / "one.obj").write_text("# nothing\n")
+    engine.fail["create"] = NearError("encode-unsupported", "No.", "Never.")
+    done = predict(engine, bench, TASKS, tmp_path / "save", lambda fraction, text: None)
+    assert [e["model"] for e in done.errors] == ["one"] and done.errors[0]["code"].startswith("mesh-")
+    assert set(done.skipped) == {"reconstruction", "relighting", "novel_view"}
+    assert (tmp_path / "save" / "forward" / "two" / "light" / "cam0_a.exr").is_file()
+    rest = score_targets(bench, [t for m in bench.models for t in m.targets["forward"]], lambda t: done.path("forward", t))
+    assert rest["missing"] == 2
+
+
+def test_eval_command(small_bench, tmp_path, monkeypatch, capsys):
+    from near.cli import main
+
+    monkeypatch.setattr("near.pipeline.engine.Engine", FakeEngine)
+    status = main(["eval", str(small_bench), "--save", str(tmp_path / "s"), "--out", str(tmp_path / "r.json"), "--html", "--tasks", "forward,relighting", "--quiet"])
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert status == 0 and set(report["tasks"]) == {"forward", "relighting"} and "copy" in report["baselines"]
+    assert (tmp_path / "r.html").is_file() and (tmp_path / "s" / "sheets" / "forward.png").is_file()
+    assert str(tmp_path) not in (tmp_path / "r.json").read_text()
+    assert "relighting" in capsys.readouterr().out
+    for extra, code in ((["--tasks", "all"], "task-unknown"), (["--models", "three"], "model-unknown")):
+        assert main(["eval", str(small_bench), "--out", str(tmp_path / "x.json"), "--quiet", *extra]) == 2
+        assert f"[{code}]" in capsys.readouterr().err
+    (small_bench / "hdris" / "b.exr").unlink()
+    assert main(["eval", str(small_bench), "--out", str(tmp_path / "x.json"), "--quiet"]) == 2
+    assert "[bench-incomplete]" in capsys.readouterr().err and not (tmp_path / "x.json").exists()
+
+
+# -- metrics -------------------------------------------------------------------------------------------------------------
+
+def test_copy_baseline_has_its_published_score(shared_dir):
+    if not (shared_dir / "bench" / "dev").is_dir():
+        pytest.skip("no bench")
+    mean = copy_baseline(load_bench(shared_dir / "bench" / "dev"))["relighting"]["mean"]
+    assert round(mean["psnr_frame"], 1) == 24.9 and round(mean["psnr_mask"], 1) == 16.4
+
+
+def test_equal_pictures():
+    picture = disc(40, 0.5).numpy()
+    scores = score(picture, picture)
+    assert scores.psnr_frame == scores.psnr_mask == 100 and scores.ssim == pytest.approx(1) and scores.perceptual == 0
+
+
+def test_psnr_by_hand():
+    a = np.zeros((4, 4, 3), np.uint8)
+    assert psnr(a, a + 16) == pytest.approx(20 * math.log10(255 / 16))
+
+
+def test_empty_target_and_other_size_are_refused():
+    picture = disc(40, 0.5).numpy()
+    for prediction, target, code in ((picture, np.zeros_like(picture), "score-empty"), (picture[:20], picture, "score-size")):
+        with pytest.raises(NearError) as error:
+            score(prediction, target)
+        assert error.value.code == code
+
+
+def test_black_stays_black_and_nan_does_not_spread():
+    picture = np.zeros((2, 2, 4), np.float32)
+    picture[0, 0, :3] = np.nan
+    assert shown_on_black(picture).max() <= 1
+
+
+def test_mask_box_is_never_too_small():
+    mask = np.zeros((64, 48), bool)
+    mask[0, 47] = True
+    rows, columns = mask_box(mask)
+    assert rows == slice(0, MIN_CROP) and columns == slice(48 - MIN_CROP, 48)
+    mask[10:60, 5:40] = True
+    assert mask_box(mask) == (slice(0, 60), slice(5, 48))
+
+
+def test_ssim_and_perceptual_order_degradations():
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12, generator=generator), size=96, mode="bicubic")[0].clamp(0, 1)
+    clean = (clean + 0.1 * torch.rand(3, 96, 96, generator=generator)).clamp(0, 1)
+    soft = torch.nn.functional.avg_pool2d(clean[None], 3, 1, 1)[0]
+    softer = torch.nn.functional.avg_pool2d(clean[None], 9, 1, 4)[0]
+    other = torch.rand(3, 96, 96, generator=generator)
+    brighter = (clean * 1.03).clamp(0, 1)
+    for metric, sign in ((contrast_pyramid_distance, 1), (lambda a, b: -ssim(a, b), 1)):
+        values = [sign * metric(clean, x) for x in (brighter, soft, softer, other)]
+        assert values == sorted(values)
+    assert contrast_pyramid_distance(clean, soft) == pytest.approx(contrast_pyramid_distance(soft, clean), abs=1e-6)
+    assert contrast_pyramid_distance(clean, other) > 0.5
+
+
+def test_spread_takes_different_views_and_lights(shared_dir):
+    bench = load_bench(shared_dir / "bench" / "dev", ["mixer"])
+    chosen = spread(bench.models[0].targets["forward"])
+    assert len({t.label.split(",")[0] for t in chosen}) == len({t.light.name for t in chosen}) == 3
+
+
+# -- Cycles --------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.bpy
+@pytest.mark.slow
+def test_cycles_reproduces_the_bench(shared_dir, tmp_path):
+    """The script's camera, light and settings are the bench's: its pictures agree with the targets."""
+    from near.evaluation.cycles import CyclesFrame, render_with_cycles, why_unavailable
+
+    if why_unavailable():
+        pytest.skip(why_unavailable())
+    bench = load_bench(shared_dir / "bench" / "dev", ["chess_king_black"])
+    model = bench.models[0]
+    target = model.targets["novel_view"][0]
+    out = tmp_path / "c.exr"
+    frame = CyclesFrame(target.view.matrix_world, target.view.K, target.view.resolution, str((bench.root / target.light.hdri).absolute()),
+                        target.light.rotation_z_rad, str(out))
+    seconds = render_with_cycles((bench.root / model.mesh).absolute(), [frame], normalise=model.normalise, samples=16)
+    assert len(seconds) == 1
+    assert score(read_rgba(out), read_rgba(bench.root / target.image)).psnr_mask > 32
+
+
+@pytest.mark.bpy
+def test_cycles_that_fails_says_so(tmp_path):
+    from near.evaluation.cycles import render_with_cycles, why_unavailable
+
+    if why_unavailable():
+        pytest.skip(why_unavailable())
+    with pytest.raises(NearError) as error:
+        render_with_cycles(tmp_path / "absent.glb", [])
+    assert error.value.code == "cycles-failed"
