@@ -11,6 +11,9 @@ LINK = Schema()
 for _shared in (Done, Fault, Progress):
     LINK(_shared)
 
+# The line the worker prints once its models stand: output that was written outlives a crash, a message on its way does not.
+BUILT = "near worker: models stand"
+
 # The client's request travels as it came, as the first buffer of `Run`: it was checked once and is not made anew.
 
 

@@ -147,6 +147,7 @@ class Worker:
     def _backend(self) -> Backend:
         if self.backend is None:
             self.backend = make_backend(self.setup)
+            print(link.BUILT, flush=True)
             self.send(link.Ready(id="ready", info=self.backend.info()))
         return self.backend
 

@@ -41,8 +41,10 @@ class WorkerLink:
         self.starts, self.failures, self.useful = 0, 0, False
         self.socket: zmq.Socket | None = None
         self._process: subprocess.Popen | None = None
+        self._reader: threading.Thread | None = None
+        self._built_pid = 0                       # the worker that has said, through its output, that its models stand
         self._heard = self._since = self._retry_at = 0.0
-        self._kill_reason, self._informed = "", False
+        self._kill_reason = ""
         self._words: deque[str] = deque(maxlen=30)
         self.wake = context.socket(zmq.PULL)          # rung by the reader thread when the worker's output ends
         self.wake.bind("inproc://worker-ended")
@@ -76,9 +78,10 @@ class WorkerLink:
                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, **quiet)
         self._process.stdin.write(json.dumps(orders).encode() + b"\n")
         self._process.stdin.flush()                    # and it stays open: our end closes it
-        threading.Thread(target=self._read, args=(self._process,), name="worker-output", daemon=True).start()
+        self._reader = threading.Thread(target=self._read, args=(self._process,), name="worker-output", daemon=True)
+        self._reader.start()
         self.state, self._since, self._heard, self._kill_reason = "starting", now, now, ""
-        self.useful = self._informed = False
+        self.useful = False
         self._ticks, self._cpu_s, self.active_at, self.busy_at, self.memory = -1, 0.0, now, now, {}
         self._words.clear()
         self.starts += 1
@@ -87,7 +90,9 @@ class WorkerLink:
     def _read(self, process: subprocess.Popen) -> None:
         for line in process.stdout:
             text = line.decode("utf-8", "replace").rstrip()[:500]
-            if text:
+            if text == link.BUILT:
+                self._built_pid = process.pid
+            elif text:
                 self._words.append(text)
                 LOGGER.info("worker %d: %s", process.pid, text)
         try:
@@ -165,7 +170,6 @@ class WorkerLink:
             elif isinstance(message, link.Ready):
                 self.state = "ready"
                 self.info = message.info or self.info
-                self._informed = bool(message.info)
             else:
                 messages.append((message, buffers))
         if ended:
@@ -189,7 +193,8 @@ class WorkerLink:
     def _lost(self, now: float) -> Loss:
         reason, pid = self._kill_reason, self.pid
         code = self._bury()
-        by = reason or ("start" if not (self.useful or self._informed) else "signal" if code < 0 else "exit")
+        self._reader.join(0.5)     # its last words; a pipe keeps what a message on its way would lose
+        by = reason or ("start" if not (self.useful or self._built_pid == pid) else "signal" if code < 0 else "exit")
         # A worker that did something useful is replaced at once; one that keeps dying, more and more slowly.
         self.failures = 0 if self.useful else self.failures + 1
         times = self._config.times
