@@ -1,10 +1,13 @@
-"""Reader of the starter training set (one ``.npz`` an object; its README describes the format)."""
+"""Reader of training objects: the starter set (format 1) and what `tools/render_dataset.py` writes (format 2).
+
+One ``.npz`` is one object. Format 2 adds optional keys: ``shadow``, ``photos`` and a K for each camera.
+"""
 
 from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +32,25 @@ class Light:
 
 
 @dataclass(frozen=True)
+class CapturedPhoto:
+    """A photo as a camera would have saved it: srgb uint8 [S, S, 3] with its noise, JPEG blocks and sometimes a background;
+    alpha uint8 [S, S] of the object; the camera of its pixels; its light; capture: JSON data (exposure, view, quality, ...)."""
+
+    srgb: Tensor
+    alpha: Tensor
+    camera: Camera
+    light: Light
+    capture: dict
+
+
+@dataclass(frozen=True)
 class StarterObject:
     """C cameras, L lights each, H x W pixels, N surface samples. Colours are linear Rec.709.
 
     light [C, L, H, W, 3] and ambient [C, H, W, 3] premultiplied radiance; alpha, roughness, metallic [C, H, W];
     base_lin709, normal [C, H, W, 3]; depth [C, H, W] metric z, 0 = empty; points, point_normals, point_base_lin709
-    [N, 3]; point_roughness, point_metallic [N]; lights: C lists of L.
+    [N, 3]; point_roughness, point_metallic [N]; lights: C lists of L; shadow [C, L, H, W] share of the unoccluded
+    irradiance that arrives, or None; photos: format 2 only.
     """
 
     name: str
@@ -45,6 +61,7 @@ class StarterObject:
     roughness: Tensor
     metallic: Tensor
     normal: Tensor
+    depth: Tensor
     points: Tensor
     point_normals: Tensor
     point_base_lin709: Tensor
@@ -52,6 +69,8 @@ class StarterObject:
     point_metallic: Tensor
     cameras: list[Camera]
     lights: list[list[Light]]
+    shadow: Tensor | None = None
+    photos: list[CapturedPhoto] = field(default_factory=list)
 
 
 def read_starter(path: Path) -> StarterObject:
@@ -81,16 +100,48 @@ def _decode(f) -> StarterObject:
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-6)
     position, point_normal, base8, material8 = _points(f)
     size = lit.shape[-2]
-    K = torch.from_numpy(f["cam_K"].astype(np.float32))
+    K = torch.from_numpy(f["cam_K"].astype(np.float32)).expand(views, 3, 3)
+    shadow = None
+    if "shadow" in f:
+        shadow = torch.from_numpy(_picture(f["shadow"].tobytes()).astype(np.float32).reshape(views, lights, size, size) / 255)
     t = torch.from_numpy
     return StarterObject(
         name=str(meta.get("object", "")), light=t(lit), ambient=t(log_table[_webp(f["ambient"], views)]),
         alpha=t(masks[..., 2].copy()), base_lin709=t(srgb_table[_webp(f["gb_base"], views)]),
-        roughness=t(masks[..., 0].copy()), metallic=t(masks[..., 1].copy()), normal=t(normal),
+        roughness=t(masks[..., 0].copy()), metallic=t(masks[..., 1].copy()), normal=t(normal), depth=t(_depth(f["gb_depth"])),
         points=t(position), point_normals=t(point_normal), point_base_lin709=t(srgb_table[base8]),
         point_roughness=t(material8[:, 0].copy()), point_metallic=t(material8[:, 1].copy()),
-        cameras=[camera_from_blender(m, K, size, size) for m in matrices],
-        lights=[[Light(x["hdri"], float(x["rotation_z"]), float(x["strength"])) for x in view] for view in meta["lights"]])
+        cameras=[camera_from_blender(m, k, size, size) for m, k in zip(matrices, K)],
+        lights=[[_light(x) for x in view] for view in meta["lights"]], shadow=shadow, photos=_photos(f, meta))
+
+
+def _light(entry: dict) -> Light:
+    return Light(entry["hdri"], float(entry["rotation_z"]), float(entry["strength"]))
+
+
+def _photos(f, meta: dict) -> list[CapturedPhoto]:
+    photos, start = [], 0
+    data = f["photos"].tobytes() if "photos" in f else b""
+    for facts in meta.get("photos", ()):
+        middle = start + facts["bytes"][0]
+        end = middle + facts["bytes"][1]
+        srgb, alpha = _picture(data[start:middle]), _picture(data[middle:end])
+        matrix, K = (torch.tensor(facts[name], dtype=torch.float32) for name in ("matrix_world", "K"))
+        photos.append(CapturedPhoto(torch.from_numpy(srgb.copy()), torch.from_numpy(alpha.copy()),
+                                    camera_from_blender(matrix, K, srgb.shape[1], srgb.shape[0]), _light(facts["light"]), facts["capture"]))
+        start = end
+    return photos
+
+
+def _picture(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def _depth(code: np.ndarray) -> np.ndarray:
+    """Undo the differences along a row: metric z [C, H, W], 0 = empty."""
+    zigzag = (code[0].astype(np.uint16) << 8) | code[1]
+    steps = (zigzag >> 1) ^ (0 - (zigzag & 1)).astype(np.uint16)
+    return np.cumsum(steps, -1, dtype=np.uint16).astype(np.float32) * DEPTH_STEP
 
 
 def _webp(data: np.ndarray, *lead: int) -> np.ndarray:
