@@ -1,0 +1,21 @@
+"""NeAR Relight: a photo becomes a relightable neural asset that stands in the scene as an object."""
+
+from __future__ import annotations
+
+import importlib
+
+# In this order; unregistered in the opposite one.
+_MODULES = ("preferences", "properties")
+_registered: list = []
+
+
+def register() -> None:
+    for name in _MODULES:
+        module = importlib.import_module(f".{name}", __package__)
+        module.register()
+        _registered.append(module)
+
+
+def unregister() -> None:
+    while _registered:
+        _registered.pop().unregister()

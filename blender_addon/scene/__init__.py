@@ -1,0 +1,1 @@
+"""Blender's data as plain data: objects, cameras, light, colour."""

@@ -1,0 +1,387 @@
+"""The one session of this Blender with its backend: connects, starts it when needed, carries files and jobs.
+
+Everything in Blender's main thread goes through one timer that never waits (`poll`). `RenderEngine.render` runs in a thread
+that Blender makes, or in `-b` in the main thread where no timer fires: there `ensure` and `put_*` wait by polling. Sockets
+belong to one thread, so the render thread gets a connection of its own (`Link`).
+"""
+
+from __future__ import annotations
+
+import _thread
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from . import transfer
+from .client import Client
+from .connection import process_alive
+from .errors import Cancelled, NearError, as_near_error
+from .jobs import Job
+from .process import Choice, LocalBackend, Setup
+from .scene import assetfile
+
+CONNECT_SECONDS = 20.0
+_LOST = ("backend-gone", "backend-silent", "token-refused", "backend-not-running", "connection-closed")
+_RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
+
+
+class Link:
+    """A connection that comes up by itself, step by step; used by one thread."""
+
+    def __init__(self, local: LocalBackend, name: str) -> None:
+        self._local, self._name = local, name
+        self.client: Client | None = None
+        self._since = 0.0
+
+    @property
+    def ready(self) -> bool:
+        return self.client is not None and self.client.state == "ready"
+
+    def advance(self, choice: Choice, may_start: bool) -> bool:
+        """One step towards a connection; -> whether it is there. Never waits.
+
+        Raises:
+            NearError: there is no way; `drop` has been done, the next call begins anew.
+        """
+        if self.client is None:
+            connection = self._local.find(choice, may_start)
+            if connection is None:
+                return False
+            self.client, self._since = Client(connection, name=self._name), time.monotonic()
+        self.client.poll()
+        if self.client.state in ("failed", "closed"):
+            error = self.client.error or NearError("connection-closed", "The connection is closed.", "Connect again.")
+            self.drop()
+            raise _remote(error) if choice.remote else error
+        if self.client.state == "connecting" and time.monotonic() - self._since > CONNECT_SECONDS:
+            self.drop()
+            silent = NearError("backend-silent", "The NeAR backend does not answer.", "Stop it and start it again.")
+            raise _remote(silent) if choice.remote else silent
+        return self.ready
+
+    def drop_if_dead(self) -> None:
+        """Sees at once that a local backend has ended; the client itself notices only after a while of silence."""
+        if self.client is not None and (pid := self.client.connection.pid) and not process_alive(pid, self.client.connection.started):
+            self.drop()
+
+    def drop(self) -> None:
+        """Closes the connection."""
+        client, self.client = self.client, None
+        if client is not None:
+            client.close()
+
+
+def _remote(error: NearError) -> NearError:
+    if error.code in ("backend-silent", "backend-gone", "timeout"):
+        return NearError("remote-unreachable", "The backend on the other computer does not answer.",
+                         "Check that it runs with --listen, and that the network and the address in the key file are right.")
+    return error
+
+
+class Session:
+    """See the module. `state`: idle, starting, connecting, ready, failed."""
+
+    def __init__(self, choose: Callable[[], Choice], auto_start: Callable[[], bool] = lambda: True) -> None:
+        self._choose, self._auto_start = choose, auto_start
+        self._main_thread = _thread.get_ident()
+        self.local = LocalBackend()
+        self._links = {True: Link(self.local, "blender"), False: Link(self.local, "blender render")}
+        self._wanted = False
+        self._retry_at, self._retry_wait = 0.0, _RETRY_FIRST
+        self._known: set[tuple[str, str]] = set()      # (backend, sha256) that it has from us
+        self._callbacks: list[Callable[[], None]] = []
+        self.state = "idle"
+        self.last_error: NearError | None = None
+        self.jobs: list[Job] = []
+        self.setup: Setup | None = None
+        self.on_setup_done: Callable[[], None] | None = None
+        self.ticks_ms: deque[float] = deque(maxlen=20_000)   # how long each tick held Blender's main thread
+        self.lines: deque[str] = deque(maxlen=200)          # for "Copy report"
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    @property
+    def _link(self) -> Link:
+        return self._links[_thread.get_ident() == self._main_thread]
+
+    @property
+    def client(self) -> Client | None:
+        """This thread's client, when it is ready."""
+        return self._link.client if self._link.ready else None
+
+    @property
+    def info(self) -> dict:
+        """What the backend said of itself at its welcome."""
+        client = self._links[True].client
+        return client.info if client is not None else {}
+
+    @property
+    def beat(self) -> dict:
+        """The backend's newest heartbeat."""
+        client = self._links[True].client
+        return client.beat if client is not None else {}
+
+    def want(self) -> None:
+        """Begins to connect (and to start the backend, where that is allowed); the timer goes on with it. Never waits."""
+        if not self._wanted and time.monotonic() >= self._retry_at:
+            self._wanted = True
+
+    def ensure(self, timeout_s: float = 120.0, should_stop: Callable[[], bool] = lambda: False) -> Client:
+        """Waits for this thread's connection; starts the backend when it may.
+
+        Raises:
+            NearError: no backend and none can be started, refused, another version, `timeout`; `Cancelled`.
+        """
+        link, end, tries = self._link, time.monotonic() + timeout_s, 0
+        while True:
+            if should_stop():
+                raise Cancelled()
+            try:
+                link.drop_if_dead()
+                if link.advance(self._choose(), self._auto_start()):
+                    self._wanted = True
+                    return link.client
+            except NearError as error:
+                tries += 1
+                if error.code not in _LOST or tries > 3 or (error.code == "backend-not-running" and not self._auto_start()):
+                    raise
+            if time.monotonic() > end:
+                raise NearError("timeout", f"The backend was not ready within {timeout_s:g} seconds.", "Try again, or look into its log.")
+            if link.client is not None:
+                link.client.poll(0.02)
+            else:
+                time.sleep(0.02)
+
+    def poll(self) -> None:
+        """The timer's work: reads what arrived and takes a small step of everything. Never raises, never waits."""
+        begun = time.perf_counter()
+        before = (self.state, self.last_error, len(self.jobs))
+        changed = False
+        try:
+            changed = self._advance()
+            changed = self._advance_jobs() or changed
+            changed = self._advance_setup() or changed
+        except Exception as error:             # a raise would silently end Blender's timer
+            self.report(as_near_error(error))
+        if changed or before != (self.state, self.last_error, len(self.jobs)):
+            self.notify()
+        self.ticks_ms.append((time.perf_counter() - begun) * 1e3)
+
+    def _advance(self) -> bool:
+        link = self._links[True]
+        if not (self._wanted or self.jobs):
+            return False
+        if link.ready:
+            count = link.client.poll()
+            if link.ready:
+                return count > 0 and bool(link.client.viewports)
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            if link.advance(self._choose(), self._auto_start() or bool(self.jobs)):
+                self.state, self._retry_wait = "ready", _RETRY_FIRST
+                if self.last_error is not None and self.last_error.code in _LOST:
+                    self.last_error = None
+            else:
+                self.state = "connecting" if link.client is not None else "starting"
+        except NearError as error:
+            self._lost(error)
+        return False
+
+    def _lost(self, error: NearError) -> None:
+        """A lost backend is tried again, after a longer and longer while; other failures wait for the user."""
+        self._retry_at = time.monotonic() + self._retry_wait
+        self._retry_wait = min(self._retry_wait * 2, _RETRY_MOST)
+        if error.code == "backend-gone" and self._auto_start():
+            self.state = "starting"
+            self.log(f"{error.what} It is started again.")
+            return
+        self.state, self._wanted = "failed", False
+        for job in self.jobs:
+            job.fail(error)
+        self.jobs.clear()
+        self.report(error)
+
+    def start(self) -> None:
+        """As `want`, at the user's word: at once, whatever failed before."""
+        self._retry_at, self._retry_wait, self._wanted, self.last_error = 0.0, _RETRY_FIRST, True, None
+        if self.state == "failed":
+            self.state = "idle"
+
+    def disconnect(self) -> None:
+        """Closes this Blender's connections; the backend goes on if it is not ours."""
+        for job in self.jobs:
+            job.cancel()
+        self.jobs.clear()
+        for link in self._links.values():
+            link.drop()
+        self._wanted, self.state = False, "idle"
+        self._known.clear()
+
+    def stop(self, patience_s: float = 0.0) -> None:
+        """Disconnects and ends the backend that we started."""
+        self.disconnect()
+        self.local.stop(patience_s)
+        self.notify()
+
+    def close(self) -> None:
+        """At the end of the add-on or of Blender."""
+        if self.setup is not None:
+            self.setup.cancel()
+            self.setup = None
+        self._callbacks.clear()
+        self.stop(patience_s=5.0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the timer should be quick."""
+        link = self._links[True]
+        return bool(self.jobs or self.state in ("starting", "connecting") or (link.client is not None and link.client.pending))
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def put_asset(self, path: Path, should_stop: Callable[[], bool] = lambda: False) -> str:
+        """The asset's sha256, known to the backend from now on; waits while it is sent, once per backend.
+
+        Raises:
+            NearError: `asset-file-missing`, no backend, what it answered; `Cancelled`.
+        """
+        try:
+            sha256 = assetfile.sha256_of(path)
+        except OSError as error:
+            raise NearError("asset-file-missing", f"The asset file {path.name} cannot be read ({error.strerror}).",
+                            "Find the file, or create the asset again.") from None
+        if not self.known(sha256):
+            self.put_file(path, "asset", should_stop)
+        return sha256
+
+    def put_file(self, source: Path | bytes | memoryview, kind: str, should_stop: Callable[[], bool] = lambda: False) -> str:
+        """Sends a file's content unless the backend has it (`kind` as `wire.UPLOAD_KINDS`); waits. -> sha256. Raises as `put_asset`."""
+        client = self.ensure(should_stop=should_stop)
+        sha256 = transfer.drive(self.putting(client, source, kind), client, should_stop)
+        return sha256
+
+    def putting(self, client: Client, source: Path | bytes | memoryview, kind: str) -> transfer.Steps[str]:
+        """`put_file` for a job: the same without waiting."""
+        if isinstance(source, Path):
+            source = yield from transfer.reading(source, kind, "asset-file-missing" if kind == "asset" else f"{kind}-missing")
+        sha256 = yield from transfer.uploading(client, source, kind)
+        self._known.add((_backend_of(client), sha256))
+        return sha256
+
+    def known(self, sha256: str) -> bool:
+        """Whether this thread's backend has that file from us."""
+        client = self.client
+        return client is not None and (_backend_of(client), sha256) in self._known
+
+    def mark_known(self, client: Client, sha256: str) -> None:
+        """The backend made this asset itself."""
+        self._known.add((_backend_of(client), sha256))
+
+    def forget_files(self) -> None:
+        """Send everything again: the backend said that it lacks a file it once had."""
+        self._known.clear()
+
+    # -- jobs and the setup --------------------------------------------------------------------------------------
+
+    def run(self, job: Job) -> Job:
+        """Begins a job; the timer goes on with it, one after the other."""
+        if not self.jobs:
+            self._retry_at = 0.0
+        self.jobs.append(job)
+        self.last_error = None
+        self.notify()
+        return job
+
+    def finish(self, job: Job, should_stop: Callable[[], bool] = lambda: False) -> Job:
+        """Carries a job out here and now; waits. Raises its error."""
+        client = self.ensure(should_stop=should_stop)
+        transfer.drive(job.steps(client), client, should_stop)
+        return job
+
+    def _advance_jobs(self) -> bool:
+        client = self._links[True].client
+        if not self.jobs or client is None or client.state != "ready":
+            return False
+        job = self.jobs[0]
+        changed = job.advance(client)
+        if job.state != "running" and job in self.jobs:
+            self.jobs.remove(job)
+            if job.error is not None and job.state == "failed":
+                self.report(job.error)
+        return changed
+
+    def run_setup(self, setup: Setup, on_done: Callable[[], None] | None = None) -> None:
+        """Watches a setup that was begun."""
+        self.setup, self.on_setup_done = setup, on_done
+        self.last_error = None
+        self.notify()
+
+    def _advance_setup(self) -> bool:
+        if self.setup is None:
+            return False
+        changed = self.setup.poll()
+        if self.setup.done:
+            setup, self.setup = self.setup, None
+            if setup.error is not None:
+                self.report(setup.error)
+            elif self.on_setup_done is not None:
+                self.on_setup_done()
+        return changed
+
+    # -- news ----------------------------------------------------------------------------------------------------
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Calls back, in the main thread, when something to be seen has changed."""
+        if callback not in self._callbacks:
+            self._callbacks.append(callback)
+
+    def off_change(self, callback: Callable[[], None]) -> None:
+        if callback in self._callbacks:
+            self._callbacks.remove(callback)
+
+    def notify(self) -> None:
+        for callback in list(self._callbacks):
+            callback()
+
+    def report(self, error: BaseException) -> None:
+        """Shows an error in the panel, until the next success or until it is dismissed."""
+        self.last_error = as_near_error(error)
+        self.log(f"[{self.last_error.code}] {self.last_error.what}")
+        if _thread.get_ident() == self._main_thread:
+            self.notify()
+
+    def clear_error(self) -> None:
+        self.last_error = None
+        self.notify()
+
+    def log(self, text: str) -> None:
+        """A line of the session's report."""
+        self.lines.append(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+def _backend_of(client: Client) -> str:
+    return f"{client.connection.pid} {client.connection.started} {client.connection.endpoints['control']}"
+
+
+# ---------------------------------------------------------------- the one of this process
+_session: Session | None = None
+
+
+def get() -> Session:
+    """This Blender's session."""
+    global _session
+    if _session is None:
+        from . import settings_now
+
+        _session = Session(settings_now.choice, settings_now.auto_start)
+    return _session
+
+
+def close() -> None:
+    """Ends it, and the backend that it started."""
+    global _session
+    if _session is not None:
+        _session.close()
+        _session = None
