@@ -99,3 +99,33 @@ def test_the_engines_errors_arrive_as_they_are(remote, tmp_path, light):
     with pytest.raises(NearError) as caught:
         remote.render([], light, orbit_camera(0.1, 0.3, 2.0, 0.7, 24, 24))
     assert caught.value.code == "nothing-to-render"
+
+
+def test_matte_shape_and_generator(remote):
+    """What the add-on's Create panel asks for: a mask preview, style transfer, a geometry source by name."""
+    client = remote._client
+    photo = client.upload((SAMPLES / "teapot.png").read_bytes(), "photo")
+    shape = client.upload(_disc_png(), "photo")
+    seen = []
+    told = client.call(wire.Matte(id=client.new_id(), photo=photo), timeout_s=120, on_progress=lambda m, b: seen.append(b)).result
+    assert 0.05 < told["share"] < 0.9 and seen[-1] is not None and seen[-1].shape[2] == 3
+
+    stages = {}
+    call = {"timeout_s": 300, "on_progress": lambda m, b: stages.update({m.stage: b})}
+    plain = client.call(wire.Create(id=client.new_id(), photo=photo, steps=1), **call).result
+    assert stages["cut out"] is not None and stages["preview"].shape == (256, 256, 3)
+    picture = np.frombuffer(stages["preview"].data, np.uint8).reshape(256, 256, 3).astype(int)
+    assert abs(picture - 70).max() > 40                      # something stands before the grey
+    transfer = client.call(wire.Create(id=client.new_id(), photo=photo, shape=shape, generator="silhouette", steps=1), **call).result
+    assert transfer["sha256"] != plain["sha256"] and transfer["voxels"] != plain["voxels"]
+    with pytest.raises(NearError, match="no geometry source"):
+        client.call(wire.Create(id=client.new_id(), photo=photo, generator="none-such"), **call)
+
+
+def _disc_png() -> bytes:
+    from near.output import png_bytes
+
+    y, x = np.mgrid[:96, :96] - 47.5
+    pixels = np.full((96, 96, 4), 200, np.uint8)
+    pixels[..., 3] = np.where(x * x + y * y < 40 ** 2, 255, 0)
+    return png_bytes(pixels)

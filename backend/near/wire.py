@@ -226,13 +226,28 @@ class Fetch(Message):
 @SCHEMA
 @dataclass(frozen=True)
 class Create(Message):
-    """Photo (and mesh) -> asset; `Progress`..., then `Done` {"sha256", ...}. `steps` 0 and `deadline_s` 0: the usual."""
+    """Photo (and mesh) -> asset; `Progress`..., then `Done` {"sha256", ...}. `steps` 0 and `deadline_s` 0: the usual.
+
+    `shape`: another photo, of what gives the shape (style transfer); `generator`: an installed geometry source, empty for
+    the mesh, where there is one, or else the photo's outline.
+    """
     LANES: ClassVar = ("batch",)
     photo: Annotated[str, SHA256]
     mesh: Annotated[str, SHA256_OR_NONE] = ""
+    shape: Annotated[str, SHA256_OR_NONE] = ""
+    generator: Annotated[str, Text(60)] = ""
     camera: Annotated[object, Part(CameraSpec, optional=True)] = None
     seed: Annotated[int, Int()] = 0
     steps: Annotated[int, Int(0, 1000)] = 0
+    deadline_s: Annotated[float, DEADLINE] = 0.0
+
+
+@SCHEMA
+@dataclass(frozen=True)
+class Matte(Message):
+    """What would be cut out of a photo: a `Progress` with the preview, then `Done` {"width", "height", "share"}."""
+    LANES: ClassVar = ("batch",)
+    photo: Annotated[str, SHA256]
     deadline_s: Annotated[float, DEADLINE] = 0.0
 
 

@@ -17,8 +17,16 @@ from near.assets import Asset, load_asset
 from near.assets.format import write_atomic
 from near.assets.store import AssetStore
 from near.errors import Cancelled, NearError
-from near.geometry.cameras import Camera
+from near.geometry.cameras import Camera, orbit_camera
+from near.geometry.matting import matte, matte_preview
+from near.geometry.mesh import PbrMesh
+from near.geometry.photo import Photo, load_photo
+from near.geometry.silhouette import silhouette_mesh
+from near.geometry.sources import GeometryRequest, geometry_source
 from near.lighting import Environment, environment_from_array, load_environment, uniform_environment
+from near.lighting.samples import sample_environment
+from near.output import display_over
+from near.pipeline.compact_assets import default_photo_camera
 from near.pipeline.engine import Engine
 from near.pipeline.types import PlacedAsset
 from near.server.backend import BackendSetup, Watch
@@ -117,17 +125,41 @@ class EngineBackend:
     # -- assets --------------------------------------------------------------------------------------------------
 
     def create(self, request: wire.Create, watch: Watch) -> dict:
-        photo = self._upload(request.photo, "photo")
         mesh = self._upload(request.mesh, "mesh") if request.mesh else None
         camera = camera_from_spec(request.camera) if request.camera is not None else None
-        return self._keep(self._watched(watch, lambda: self._engine.create(
-            photo, mesh=mesh, camera=camera, seed=request.seed, steps=request.steps or None, progress=watch.progress,
-            cancelled=watch.cancelled)))
+        shape = self._upload(request.shape, "photo") if request.shape else None
+
+        def work() -> Asset:
+            photo = matte(load_photo(self._upload(request.photo, "photo")))
+            watch.progress("cut out", 0.0, matte_preview(photo))
+            geometry, seen_by = shaped(photo, camera, mesh, request.generator, None if shape is None else matte(load_photo(shape)))
+            asset = self._engine.create(photo, mesh=geometry, camera=seen_by, seed=request.seed, steps=request.steps or None,
+                                        progress=watch.progress, cancelled=watch.cancelled)
+            self._show(asset, watch)
+            return asset
+
+        return self._keep(self._watched(watch, work))
+
+    def matte(self, request: wire.Matte, watch: Watch) -> dict:
+        photo = matte(load_photo(self._upload(request.photo, "photo")))
+        watch.progress("cut out", 1.0, matte_preview(photo))
+        height, width = photo.alpha.shape
+        return {"width": width, "height": height, "share": round(float(photo.alpha.mean()), 4)}
 
     def encode(self, request: wire.Encode, watch: Watch) -> dict:
         mesh = self._upload(request.mesh, "mesh")
-        return self._keep(self._watched(watch, lambda: self._engine.encode(
-            mesh, seed=request.seed, progress=watch.progress, cancelled=watch.cancelled)))
+
+        def work() -> Asset:
+            asset = self._engine.encode(mesh, seed=request.seed, progress=watch.progress, cancelled=watch.cancelled)
+            self._show(asset, watch)
+            return asset
+
+        return self._keep(self._watched(watch, work))
+
+    def _show(self, asset: Asset, watch: Watch) -> None:
+        """The last preview: the asset itself, rendered small; left out where a frame takes long."""
+        if self._engine.is_compact or self._engine.device.type == "cuda":
+            watch.progress("preview", 1.0, thumbnail(self._engine, asset, watch.cancelled))
 
     def _keep(self, asset: Asset) -> dict:
         sha256 = self._store.put(asset)
@@ -176,6 +208,31 @@ class EngineBackend:
 
     def memory(self) -> dict:
         return {**self._engine.memory(), "assets": len(self._assets), "lights": len(self._lights)}
+
+
+def shaped(photo: Photo, camera: Camera | None, mesh: Path | None, generator: str, shape: Photo | None
+           ) -> tuple[Path | PbrMesh | None, Camera | None]:
+    """-> (geometry for `Engine.create`, the photo's camera): the mesh, or what a source makes of the photo or of `shape`.
+
+    With `shape` the photo's own outline tells from where it sees an object of that size.
+    """
+    if shape is None and not generator:
+        return mesh, camera
+    seen = shape or photo
+    height, width = seen.alpha.shape
+    request = GeometryRequest(seen, camera if shape is None and camera is not None else default_photo_camera(width, height), mesh)
+    geometry, seen_by = geometry_source(generator or ("mesh" if mesh else "silhouette")).build(request)
+    if shape is not None and camera is None:
+        height, width = photo.alpha.shape
+        seen_by = silhouette_mesh(photo, default_photo_camera(width, height))[1]
+    return geometry, seen_by if camera is None else camera
+
+
+def thumbnail(engine: Engine, asset: Asset, cancelled: Callable[[], bool], side: int = 256) -> np.ndarray:
+    """uint8 [side, side, 3]: the asset in the sample studio, on grey."""
+    camera = orbit_camera(0.5, 0.3, 2.2, 0.6, side, side)
+    frame = engine.render([PlacedAsset(asset)], sample_environment("studio", 64), camera, quality="draft", cancelled=cancelled)
+    return display_over(frame.layers["color"], (70, 70, 70))
 
 
 def camera_from_spec(spec: wire.CameraSpec) -> Camera:

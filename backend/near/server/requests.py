@@ -101,7 +101,7 @@ class Desk:
 
     def _check_inputs(self, message: wire.Message) -> None:
         """What was named must be there: better told now than by the worker, minutes later."""
-        uploads = [("photo", getattr(message, "photo", "")), ("mesh", getattr(message, "mesh", ""))]
+        uploads = [(what, getattr(message, field, "")) for what, field in (("photo", "photo"), ("mesh", "mesh"), ("photo", "shape"))]
         light = getattr(message, "light", None) or getattr(getattr(message, "scene", None), "light", None)
         if light is not None:
             uploads.append(("HDRI", light.sha256))

@@ -10,7 +10,7 @@ from typing import Any
 
 from near import sharedmem, wire
 
-KIND_OF = {"ViewRender": "view", "BatchFrame": "frame", "Create": "job", "Encode": "job", "Export": "job",
+KIND_OF = {"ViewRender": "view", "BatchFrame": "frame", "Create": "job", "Matte": "job", "Encode": "job", "Export": "job",
            "SetLight": "quick", "Assets": "quick"}
 _numbers = itertools.count(1)
 

@@ -34,6 +34,7 @@ INTERRUPT_AFTER_S, INTERRUPT_AGAIN_S = 0.05, 0.5
 _SIGNAL = signal.SIGINT if sys.platform == "win32" else signal.SIGUSR1
 _NOT_INSIDE = ("importlib", f"{os.sep}numba{os.sep}", f"{os.sep}torch{os.sep}_dynamo{os.sep}", f"{os.sep}cpp_extension")
 _DOING = {"ViewRender": "rendering a viewport", "BatchFrame": "rendering a frame", "Create": "creating an asset",
+          "Matte": "cutting out a photo",
           "Encode": "encoding a mesh", "Export": "exporting", "SetLight": "preparing a light", "Assets": "loading an asset"}
 
 
@@ -167,7 +168,7 @@ class Worker:
             elif kind in ("ViewRender", "BatchFrame"):
                 self._frame(job)
             else:
-                operation = {"Create": "create", "Encode": "encode", "Export": "export", "SetLight": "light",
+                operation = {"Create": "create", "Matte": "matte", "Encode": "encode", "Export": "export", "SetLight": "light",
                              "Assets": "assets"}[kind]
                 result = self._call(job, getattr(self._backend(), operation), request)
                 self.send(wire.Done(id=job.run.id, result=result))
