@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 # In this order; unregistered in the opposite one.
-_MODULES = ("preferences", "properties")
+_MODULES = ("preferences", "properties", "render_properties", "viewport", "engine")
 _registered: list = []
 
 
