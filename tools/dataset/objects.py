@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bmesh
 import bpy
 import numpy as np
 from mathutils import Matrix, Quaternion, Vector
@@ -47,6 +48,11 @@ def realised(item):
     mesh.materials.clear()
     if not len(mesh.polygons):
         raise ValueError("a part came out empty")
+    faces = bmesh.new()
+    faces.from_mesh(mesh)
+    bmesh.ops.recalc_face_normals(faces, faces=faces.faces)  # generators wind their faces either way
+    faces.to_mesh(mesh)
+    faces.free()
     mesh.polygons.foreach_set("use_smooth", np.ones(len(mesh.polygons), bool))
     mesh.set_sharp_from_angle(angle=SHARP_RAD)
     return mesh
@@ -110,7 +116,7 @@ def _row(rng, part) -> list:
 
 def _scatter(rng, part) -> list:
     """Several parts stuck into each other."""
-    return [(part(), Matrix.Translation(rng.uniform(-0.35, 0.35, 3)) @ _turned(rng, 0.6) @ Matrix.Diagonal((*([rng.uniform(0.3, 0.9)] * 3), 1)))
+    return [(part(), Matrix.Translation(rng.uniform(-0.25, 0.25, 3)) @ _turned(rng, 0.6) @ Matrix.Diagonal((*([rng.uniform(0.3, 0.9)] * 3), 1)))
             for _ in range(int(rng.integers(2, 6)))]
 
 

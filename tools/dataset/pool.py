@@ -17,6 +17,7 @@ from pathlib import Path
 from dataset.job import Item, JobConfig, JobError
 
 TOOLS = Path(__file__).resolve().parents[1]
+COMMAND = (sys.executable, "-m", "dataset.worker")
 RENEW_AFTER = 60  # objects: Blender's memory grows slowly
 START_TIMEOUT_S = 300.0
 
@@ -77,7 +78,7 @@ class Blender:
         paths = [str(TOOLS), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": str(self.machine.threads)}
         self.errors = (Path(self.folder.name) / "stderr").open("w+", encoding="utf-8", errors="replace")
-        self.process = subprocess.Popen([sys.executable, "-m", "dataset.worker", str(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([*COMMAND, str(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.errors, text=True, env=environment)
         self.made = 0
 
