@@ -33,6 +33,7 @@ class NEAR_PG_light(bpy.types.PropertyGroup):
     samples: IntProperty(name="Samples", description="Cycles samples when the light must be baked", default=32, min=1, max=4096, update=_redraw)
     probe_object: PointerProperty(name="Probe At", description="Where the probe stands; empty: between the assets", type=bpy.types.Object,
                                   update=_redraw)
+    probe_scene: PointerProperty(name="Probe Scene", description="Scene that the probe sees; empty: the scene itself", type=bpy.types.Scene)
 
 
 class NEAR_PG_render(bpy.types.PropertyGroup):

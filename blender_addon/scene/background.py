@@ -55,3 +55,13 @@ def _lookup(padded: np.ndarray, rays: np.ndarray) -> np.ndarray:
     top = padded[row, column] * (1 - fx) + padded[row, column + 1] * fx
     bottom = padded[row + 1, column] * (1 - fx) + padded[row + 1, column + 1] * fx
     return top * (1 - fy) + bottom * fy
+
+
+def panorama(rgb: np.ndarray | None, light: wire.LightSpec, rows: int) -> np.ndarray:
+    """float32 [rows, 2 rows, 3]: the light as the world has it, turned and with its strength."""
+    if rgb is None:
+        return np.broadcast_to(np.array(light.uniform_lin709, np.float32) * np.float32(light.strength), (rows, 2 * rows, 3)).copy()
+    polar = ((np.arange(rows) + 0.5) / rows * np.pi)[:, None]
+    azimuth = np.pi - (np.arange(2 * rows) + 0.5) / rows * np.pi
+    rays = np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.broadcast_to(np.cos(polar), (rows, 2 * rows))], -1)
+    return _lookup(_padded(rgb), rays @ np.array(light.env_from_world).reshape(3, 3).T) * np.float32(light.strength)

@@ -142,6 +142,9 @@ def probe_point(depsgraph: bpy.types.Depsgraph) -> tuple[float, float, float]:
 
 def _surroundings(depsgraph: bpy.types.Depsgraph):
     """Everything that a probe sees, as far as a digest can follow it (not the shape of deforming meshes: refresh for those)."""
+    other = depsgraph.scene.near_light.probe_scene
+    if other is not None and other != depsgraph.scene:      # not evaluated here: its own changes show as frames and places
+        yield from (other.name, depsgraph.scene_eval.frame_current, *(item for item in other.objects if item.type not in ("CAMERA", "EMPTY")))
     here = depsgraph.scene_eval.world
     yield here.node_tree if here is not None and here.use_nodes else (tuple(here.color) if here is not None else None)
     seen = set()
@@ -179,6 +182,8 @@ def far_field_warning(depsgraph: bpy.types.Depsgraph) -> str:
 # ---------------------------------------------------------------- getting it
 def _begin(baker: bake.Baker, wish: Wish, depsgraph: bpy.types.Depsgraph) -> None:
     scene = depsgraph.scene
+    if wish.probe:
+        scene = scene.near_light.probe_scene or scene
     blend, out = baker.paths()
     parts = {scene} if wish.probe else {scene.world.original}
     bpy.data.libraries.write(blend, parts, path_remap="ABSOLUTE", fake_user=True)

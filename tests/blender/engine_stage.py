@@ -33,7 +33,7 @@ def teapot(engine, folder: Path) -> Path:
 
     path = folder / "teapot.near"
     if not path.is_file():
-        save_asset(engine.encode(SAMPLES / "teapot.glb"), path)
+        save_asset(path, engine.encode(SAMPLES / "teapot.glb"))
     return path
 
 

@@ -1,0 +1,240 @@
+"""The assets in the viewports of other engines: a picture with depth, tested against what is drawn there.
+
+The overlay is drawn in display space, so it brings its own display transform: a table measured from Blender itself
+(`DisplayTable`), for whatever view transform, exposure, gamma and look the scene has.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import bpy
+import numpy as np
+from bpy.app.handlers import persistent
+
+from . import session, viewport
+from .engine import ENGINE
+from .errors import as_near_error
+from .scene.objects import proxies
+
+TABLE_SIZE = 33
+LOG2_LOW, LOG2_RANGE = -8.0, 15.0      # the table's axes are log2(x + 2^-8), up to 2^7
+
+_handle = None
+_live: dict[int, viewport.LiveView] = {}     # region -> its view
+_shader = _quad = None
+
+
+# ---------------------------------------------------------------- the display transform
+class DisplayTable:
+    """Scene-linear to display values as Blender shows them, [n, n, n] over a logarithmic shaper; measured when settings change."""
+
+    def __init__(self) -> None:
+        self.key: tuple | None = None
+        self.values: np.ndarray | None = None      # float32 [blue, green, red, 3]
+        self.texture = None
+
+    @staticmethod
+    def key_of(scene: bpy.types.Scene) -> tuple:
+        view = scene.view_settings
+        return scene.display_settings.display_device, view.view_transform, view.look, view.exposure, view.gamma
+
+    def measure(self, scene: bpy.types.Scene) -> None:
+        """Writes all colours of the table through the scene's settings and reads them back. For a timer: makes data-blocks."""
+        self.key, self.texture = self.key_of(scene), None
+        n = TABLE_SIZE
+        axis = np.exp2(np.arange(n) / (n - 1) * LOG2_RANGE + LOG2_LOW) - 2.0 ** LOG2_LOW
+        colours = np.ones((n, n, n, 4), np.float32)
+        colours[..., 2], colours[..., 1], colours[..., 0] = np.meshgrid(axis, axis, axis, indexing="ij")
+        image = bpy.data.images.new("near table", n, n * n, float_buffer=True)
+        settings = bpy.data.scenes.new("near table")
+        made = None
+        try:
+            image.pixels.foreach_set(colours.ravel())
+            _copy_view(scene, settings)
+            with tempfile.TemporaryDirectory() as folder:
+                path = str(Path(folder) / "table.png")
+                image.save_render(path, scene=settings)
+                made = bpy.data.images.load(path)
+                made.colorspace_settings.is_data = True
+                flat = np.empty(n * n * n * made.channels, np.float32)
+                made.pixels.foreach_get(flat)
+        finally:
+            bpy.data.scenes.remove(settings)
+            for item in (image, made):
+                if item is not None:
+                    bpy.data.images.remove(item)
+        self.values = np.ascontiguousarray(flat.reshape(n, n, n, -1)[..., :3])
+
+    def ready(self, scene: bpy.types.Scene) -> bool:
+        """Whether the table is the scene's; begins to measure it otherwise."""
+        if self.key == self.key_of(scene):
+            return True
+        if not bpy.app.timers.is_registered(_measure):
+            bpy.app.timers.register(_measure, first_interval=0.0)
+        return False
+
+    def bound(self):
+        """As a 3D texture."""
+        import gpu
+
+        if self.texture is None:
+            rgba = np.concatenate([self.values, np.ones_like(self.values[..., :1])], -1).ravel()
+            self.texture = gpu.types.GPUTexture((TABLE_SIZE,) * 3, format="RGBA16F", data=gpu.types.Buffer("FLOAT", len(rgba), rgba))
+        return self.texture
+
+
+def _copy_view(scene: bpy.types.Scene, target: bpy.types.Scene) -> None:
+    target.display_settings.display_device = scene.display_settings.display_device
+    for name in ("view_transform", "look", "exposure", "gamma"):
+        setattr(target.view_settings, name, getattr(scene.view_settings, name))
+    output = target.render.image_settings
+    if hasattr(output, "media_type"):
+        output.media_type = "IMAGE"
+    output.file_format, output.color_mode, output.color_depth, output.compression = "PNG", "RGB", "16", 0
+    target.render.dither_intensity = 0.0
+
+
+table = DisplayTable()
+
+
+def _measure() -> None:
+    try:
+        table.measure(bpy.context.scene)
+    except Exception as error:
+        session.get().report(as_near_error(error))
+    viewport.redraw()
+
+
+# ---------------------------------------------------------------- drawing
+_VERTEX = "void main() { place = position * 0.5 + 0.5; gl_Position = vec4(position, 0.0, 1.0); }"
+_FRAGMENT = """
+void main() {
+  vec4 colour = texture(picture, place);
+  float z = texture(depths, place).r;
+  if (colour.a < 0.004 || z < 0.0) discard;
+  float view_z = push_back - z;
+  float ndc = perspective > 0.5 ? (p22 * view_z + p23) / -view_z : p22 * view_z + p23;
+  gl_FragDepth = clamp(ndc * 0.5 + 0.5, 0.0, 1.0);
+  vec3 code = (log2(max(colour.rgb / colour.a, vec3(0.0)) + exp2(LOW)) - LOW) / RANGE;
+  vec3 shown = texture(table, clamp(code, 0.0, 1.0) * (1.0 - 1.0 / SIZE) + 0.5 / SIZE).rgb;
+  out_colour = blender_srgb_to_framebuffer_space(vec4(shown, 1.0));
+  out_colour = vec4(out_colour.rgb * colour.a, colour.a);
+}
+"""
+
+
+def _prepare() -> None:
+    """The shader and its rectangle; made with the first draw, where there is a GPU context."""
+    global _shader, _quad
+    import gpu
+    from gpu_extras.batch import batch_for_shader
+
+    info = gpu.types.GPUShaderCreateInfo()
+    for name in ("push_back", "p22", "p23", "perspective"):
+        info.push_constant("FLOAT", name)
+    info.sampler(0, "FLOAT_2D", "picture")
+    info.sampler(1, "FLOAT_2D", "depths")
+    info.sampler(2, "FLOAT_3D", "table")
+    info.vertex_in(0, "VEC2", "position")
+    between = gpu.types.GPUStageInterfaceInfo("near_overlay")
+    between.smooth("VEC2", "place")
+    info.vertex_out(between)
+    info.fragment_out(0, "VEC4", "out_colour")
+    info.depth_write("ANY")
+    for name, value in (("LOW", f"({LOG2_LOW})"), ("RANGE", f"{LOG2_RANGE}"), ("SIZE", f"{float(TABLE_SIZE)}")):
+        info.define(name, value)
+    info.vertex_source(_VERTEX)
+    info.fragment_source(_FRAGMENT)
+    _shader = gpu.shader.create_from_info(info)
+    _quad = batch_for_shader(_shader, "TRIS", {"position": [(-1, -1), (1, -1), (1, 1), (-1, 1)]}, indices=[(0, 1, 2), (0, 2, 3)])
+
+
+def paint(view: viewport.LiveView, window_matrix) -> None:
+    """Draws a view's newest picture into the bound framebuffer, depth-tested. `window_matrix`: of the region now."""
+    import gpu
+
+    if _shader is None:
+        _prepare()
+    gpu.state.blend_set("ALPHA_PREMULT")
+    gpu.state.depth_test_set("LESS_EQUAL")
+    gpu.state.depth_mask_set(True)
+    _shader.bind()
+    _shader.uniform_float("push_back", view.camera.pushed_back_m)
+    _shader.uniform_float("p22", window_matrix[2][2])
+    _shader.uniform_float("p23", window_matrix[2][3])
+    _shader.uniform_float("perspective", float(view.camera.spec.projection == "perspective"))
+    _shader.uniform_sampler("picture", view.texture)
+    _shader.uniform_sampler("depths", view.depth_texture)
+    _shader.uniform_sampler("table", table.bound())
+    _quad.draw(_shader)
+    gpu.state.depth_mask_set(False)
+    gpu.state.depth_test_set("NONE")
+    gpu.state.blend_set("NONE")
+
+
+def _draw() -> None:
+    """The draw handler of all 3D viewports; an exception in it would fill the console, so none leaves it."""
+    context = bpy.context
+    scene, region, region_data, space = context.scene, context.region, context.region_data, context.space_data
+    if not scene.near_render.overlay or not space.overlay.show_overlays or not proxies(scene):
+        return
+    if scene.render.engine == ENGINE and space.shading.type == "RENDERED":
+        return
+    try:
+        view = _live.get(region.as_pointer())
+        if view is None:
+            _prune()
+            view = _live[region.as_pointer()] = viewport.LiveView(depth=True)
+        view.update(context.view_layer.depsgraph, region, region_data)
+        if view.texture is not None and view.depth_texture is not None and table.ready(scene):
+            paint(view, region_data.window_matrix)
+    except Exception as error:
+        session.get().report(as_near_error(error))
+
+
+def _prune() -> None:
+    """Closes the views of regions that are gone."""
+    there = {region.as_pointer() for window in bpy.context.window_manager.windows for area in window.screen.areas for region in area.regions}
+    for key in [key for key in _live if key not in there]:
+        _live.pop(key).close()
+
+
+def _drop_views() -> None:
+    while _live:
+        _live.popitem()[1].close()
+
+
+# ---------------------------------------------------------------- noticing changes
+@persistent
+def _changed(_scene, depsgraph=None) -> None:
+    for view in _live.values():
+        view.changed = True
+
+
+@persistent
+def _file_loaded(*_args) -> None:
+    _drop_views()
+    table.key = None
+
+
+_HANDLERS = (("depsgraph_update_post", _changed), ("frame_change_post", _changed), ("load_post", _file_loaded))
+
+
+def register() -> None:
+    global _handle
+    _handle = bpy.types.SpaceView3D.draw_handler_add(_draw, (), "WINDOW", "POST_VIEW")
+    for name, handler in _HANDLERS:
+        getattr(bpy.app.handlers, name).append(handler)
+
+
+def unregister() -> None:
+    global _handle, _shader, _quad
+    for name, handler in _HANDLERS:
+        getattr(bpy.app.handlers, name).remove(handler)
+    bpy.types.SpaceView3D.draw_handler_remove(_handle, "WINDOW")
+    if bpy.app.timers.is_registered(_measure):
+        bpy.app.timers.unregister(_measure)
+    _drop_views()
+    _handle = _shader = _quad = table.texture = table.key = None
