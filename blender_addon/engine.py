@@ -10,7 +10,7 @@ import numpy as np
 from . import rendering, session
 from .errors import Cancelled, NearError, as_near_error
 from .scene import lighting
-from .viewport import ViewportDrawing
+from .viewport import ViewportDrawing, close_view
 
 ENGINE = "NEAR_RELIGHT"
 # Panels of other engines that make sense for ours too, and those that do not though they would show.
@@ -27,17 +27,9 @@ class NEAR_RE_engine(bpy.types.RenderEngine, ViewportDrawing):
     bl_use_eevee_viewport = True
     bl_use_shading_nodes_custom = False
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self._open_view()
-
     def __del__(self) -> None:
-        # Blender's RenderEngine has a __del__ from 4.4 on; a half-made instance may lack ours.
-        if "_view" in getattr(self, "__dict__", {}):
-            self._close_view()
-        parent = getattr(super(), "__del__", None)
-        if parent is not None:
-            parent()
+        # Blender has freed its half by now: nothing of `self` may be asked for but its identity.
+        close_view(id(self))
 
     # -- final renders -------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class LocalBackend:
         self._process: subprocess.Popen | None = None
         self._words: Path | None = None
         self._started_at = 0.0
+        self._was_ready = False                # since its start the process has been seen to serve
         self._lock = _thread.allocate_lock()
 
     def find(self, choice: Choice, may_start: bool) -> Connection | None:
@@ -67,6 +68,7 @@ class LocalBackend:
             if error.code not in ("connection-missing", "backend-not-running"):
                 raise
         else:
+            self._was_ready = True
             return found
         if self._process is None:
             if not may_start:
@@ -91,13 +93,13 @@ class LocalBackend:
         with open(self._words, "wb") as words:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=words, stderr=words, env=_environment(choice),
                                              cwd=str(choice.home), **quiet())
-        self._started_at = time.monotonic()
+        self._started_at, self._was_ready = time.monotonic(), False
 
     def _ended(self) -> None:
         """Our process is gone: another Blender was quicker (then look again), or it could not start."""
         process, self._process = self._process, None
         process.stdin.close()
-        if process.returncode != 0:
+        if process.returncode != 0 and not self._was_ready:     # one that served and then died is simply started again
             raise NearError("backend-start", f"The backend did not start: {self.last_words()}",
                             "Set the backend up again, or look into its log.")
 

@@ -160,28 +160,31 @@ def _newest_light(depsgraph: bpy.types.Depsgraph) -> tuple[lighting.CapturedLigh
     return light or lighting.CapturedLight("uniform", "exact", uniform_lin709=(0.5, 0.5, 0.5)), not current
 
 
+_of_engines: dict[int, LiveView] = {}       # id of a render engine's instance -> its view
+
+
+def close_view(engine_id: int) -> None:
+    """The engine's instance is gone."""
+    view = _of_engines.pop(engine_id, None)
+    if view is not None:
+        view.close()
+
+
 class ViewportDrawing:
     """The viewport half of the render engine."""
 
-    def _open_view(self) -> None:
-        self._view: LiveView | None = None
-
-    def _close_view(self) -> None:
-        if self._view is not None:
-            self._view.close()
-            self._view = None
-
-    def _scene_changed(self, context: bpy.types.Context, depsgraph: bpy.types.Depsgraph) -> None:
-        if self._view is not None:
-            self._view.changed = True
+    def _scene_changed(self, _context: bpy.types.Context, _depsgraph: bpy.types.Depsgraph) -> None:
+        view = _of_engines.get(id(self))
+        if view is not None:
+            view.changed = True
 
     def _draw_view(self, context: bpy.types.Context, depsgraph: bpy.types.Depsgraph) -> None:
         import gpu
         from gpu_extras.presets import draw_texture_2d
 
-        if self._view is None:
-            self._view = LiveView()
-        view, region = self._view, context.region
+        view, region = _of_engines.get(id(self)), context.region
+        if view is None:
+            view = _of_engines[id(self)] = LiveView()
         view.update(depsgraph, region, context.region_data)
         error = view.error or (session.get().last_error if session.get().state == "failed" else None)
         self.update_stats("NeAR Relight", f"{error.what} {error.remedy}" if error else view.status or ("" if view.settled else "refining"))
@@ -238,6 +241,7 @@ def unregister() -> None:
     if bpy.app.timers.is_registered(_tick):
         bpy.app.timers.unregister(_tick)
     session.get().off_change(redraw)
+    _of_engines.clear()
     for view in list(_views.values()):
         view.close()
     lighting.close()
