@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 
 # In this order; unregistered in the opposite one.
-_MODULES = ("preferences", "properties", "render_properties", "viewport", "engine")
+_MODULES = ("preferences", "properties", "pictures", "handlers", "render_properties", "viewport", "engine",
+            "operators.backend", "operators.create", "operators.encode", "operators.asset", "operators.export",
+            "panels.main", "panels.create", "panels.asset", "panels.backend")
 _registered: list = []
 
 

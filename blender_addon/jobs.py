@@ -28,6 +28,7 @@ class Job:
         self.state, self.error, self.result = "running", None, None
         self.begun = time.monotonic()
         self._steps: transfer.Steps[Any] | None = None
+        self._told: tuple = ()                 # what the panel was last drawn for
 
     @property
     def elapsed_s(self) -> float:
@@ -66,7 +67,6 @@ class Job:
         """Some work, for a few milliseconds; -> whether the panel should be drawn again."""
         if self._steps is None:
             self._steps, self.begun = self.steps(client), time.monotonic()
-        before = (self.stage, round(self.fraction, 3), self.preview_count)
         end = time.perf_counter() + BUDGET_S
         try:
             while self.state == "running" and time.perf_counter() < end:
@@ -79,7 +79,8 @@ class Job:
         except Exception as error:
             self.fail(as_near_error(error))
             return True
-        return before != (self.stage, round(self.fraction, 3), self.preview_count)
+        before, self._told = self._told, (self.stage, round(self.fraction, 3), self.preview_count)
+        return before != self._told
 
     def fail(self, error: NearError) -> None:
         if self.state in ("running", "done"):

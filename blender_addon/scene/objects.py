@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def candidate_paths(obj: bpy.types.Object) -> list[Path]:
     """Where the asset's file may be, most likely first."""
     data, found = obj.near_relight, []
     if data.asset_path:
-        found.append(Path(bpy.path.abspath(data.asset_path, library=obj.library)))
+        found.append(Path(os.path.normpath(bpy.path.abspath(data.asset_path, library=obj.library))))
     if _SHA.fullmatch(data.sha256):
         name = f"{data.sha256}.near"
         places = [paths.beside_blend(), paths.asset_store(create=False)]

@@ -1,0 +1,1 @@
+"""The "NeAR" tab of the 3D view's sidebar, and the preferences."""
