@@ -59,12 +59,3 @@ def photo_of(proxy: bpy.types.Object) -> bpy.types.Image:
 def is_matched(scene: bpy.types.Scene) -> bool:
     """Whether the scene is looked at through a photo's camera."""
     return scene.camera is not None and scene.camera.name.startswith(NAME) and scene.camera.parent is not None
-
-
-def set_wipe(camera: bpy.types.Object, share: float) -> None:
-    """How much of the picture, from the left, shows the photo over the asset: 0 none, 1 all. The asset is drawn by the engine or
-    the overlay, the photo as the camera's background: the wipe brings it to the front on the left of a line."""
-    front = share > 0
-    for background in camera.data.background_images:
-        background.display_depth = "FRONT" if front else "BACK"
-        background.alpha = 1.0 if not front else share

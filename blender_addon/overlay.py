@@ -13,7 +13,7 @@ import bpy
 import numpy as np
 from bpy.app.handlers import persistent
 
-from . import session, viewport
+from . import match, session, viewport
 from .engine import ENGINE
 from .errors import as_near_error
 from .scene.objects import proxies
@@ -21,7 +21,7 @@ from .scene.objects import proxies
 TABLE_SIZE = 33
 LOG2_LOW, LOG2_RANGE = -8.0, 15.0      # the table's axes are log2(x + 2^-8), up to 2^7
 
-_handle = None
+_handles: list = []
 _live: dict[int, viewport.LiveView] = {}     # region -> its view
 _shader = _quad = None
 
@@ -194,6 +194,34 @@ def _draw() -> None:
         session.get().report(as_near_error(error))
 
 
+def _draw_wipe() -> None:
+    """The photo over the left share of the camera's frame, as it is on disc: display values."""
+    context = bpy.context
+    scene, region, region_data = context.scene, context.region, context.region_data
+    share = scene.near_render.wipe
+    if share <= 0 or region_data.view_perspective != "CAMERA" or not match.is_matched(scene) or not scene.camera.data.background_images:
+        return
+    import gpu
+    from bpy_extras.view3d_utils import location_3d_to_region_2d
+    from gpu_extras.batch import batch_for_shader
+
+    corners = [location_3d_to_region_2d(region, region_data, scene.camera.matrix_world @ c) for c in scene.camera.data.view_frame(scene=scene)]
+    image = scene.camera.data.background_images[0].image
+    if None in corners or image is None:
+        return
+    left, right = min(c.x for c in corners), max(c.x for c in corners)
+    low, high = min(c.y for c in corners), max(c.y for c in corners)
+    middle = left + share * (right - left)
+    shader = gpu.shader.from_builtin("IMAGE")
+    quad = batch_for_shader(shader, "TRI_FAN", {"pos": [(left, low), (middle, low), (middle, high), (left, high)],
+                                                "texCoord": [(0, 0), (share, 0), (share, 1), (0, 1)]})
+    gpu.state.blend_set("ALPHA_PREMULT")
+    shader.bind()
+    shader.uniform_sampler("image", gpu.texture.from_image(image))
+    quad.draw(shader)
+    gpu.state.blend_set("NONE")
+
+
 def _prune() -> None:
     """Closes the views of regions that are gone."""
     there = {region.as_pointer() for window in bpy.context.window_manager.windows for area in window.screen.areas for region in area.regions}
@@ -223,18 +251,19 @@ _HANDLERS = (("depsgraph_update_post", _changed), ("frame_change_post", _changed
 
 
 def register() -> None:
-    global _handle
-    _handle = bpy.types.SpaceView3D.draw_handler_add(_draw, (), "WINDOW", "POST_VIEW")
+    for function, moment in ((_draw, "POST_VIEW"), (_draw_wipe, "POST_PIXEL")):
+        _handles.append(bpy.types.SpaceView3D.draw_handler_add(function, (), "WINDOW", moment))
     for name, handler in _HANDLERS:
         getattr(bpy.app.handlers, name).append(handler)
 
 
 def unregister() -> None:
-    global _handle, _shader, _quad
+    global _shader, _quad
     for name, handler in _HANDLERS:
         getattr(bpy.app.handlers, name).remove(handler)
-    bpy.types.SpaceView3D.draw_handler_remove(_handle, "WINDOW")
+    while _handles:
+        bpy.types.SpaceView3D.draw_handler_remove(_handles.pop(), "WINDOW")
     if bpy.app.timers.is_registered(_measure):
         bpy.app.timers.unregister(_measure)
     _drop_views()
-    _handle = _shader = _quad = table.texture = table.key = None
+    _shader = _quad = table.texture = table.key = None

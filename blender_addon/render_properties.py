@@ -41,6 +41,8 @@ class NEAR_PG_render(bpy.types.PropertyGroup):
 
     shown: EnumProperty(name="Show", description="Pass that the viewport shows", items=SHOWN, default="color", update=_redraw)
     overlay: BoolProperty(name="Overlay", description="Draw the assets into the viewports of other engines", default=True, update=_redraw)
+    wipe: FloatProperty(name="Photo", description="Share of the picture, from the left, that shows the photo over the asset", min=0.0, max=1.0,
+                        subtype="FACTOR", update=_redraw)
     draft_scale: FloatProperty(name="Draft Size", description="Share of the viewport's pixels while something moves", default=0.5, min=0.1, max=1.0)
 
 
