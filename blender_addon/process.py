@@ -100,7 +100,7 @@ class LocalBackend:
         process, self._process = self._process, None
         process.stdin.close()
         if process.returncode != 0 and not self._was_ready:     # one that served and then died is simply started again
-            raise NearError("backend-start", f"The backend did not start: {self.last_words()}",
+            raise NearError("backend-start", f"The backend did not start: {self.last_words().rstrip('.')}.",
                             "Set the backend up again, or look into its log.")
 
     def last_words(self) -> str:

@@ -136,6 +136,6 @@ def unpack(obj: bpy.types.Object) -> Path:
     """Writes the packed copy back to a file and forgets it. Raises as `asset_path`."""
     path = asset_path(obj)
     text, obj.near_relight.packed = obj.near_relight.packed, None
-    if text is not None and text.users == 0:
+    if text is not None and text.users <= text.use_fake_user:
         bpy.data.texts.remove(text)
     return path
