@@ -173,7 +173,7 @@ for line in sys.stdin:
         time.sleep(600)
     if key != "refuse":
         open(out, "w").write(key)
-    print(json.dumps({"ok": key != "refuse", "reason": "not mine" if key == "refuse" else None, "seconds": 0.0}), flush=True)
+    print(json.dumps({"ok": key != "refuse", "reason": "not mine" if key == "refuse" else None, "cpu_seconds": 0.0}), flush=True)
 '''
 
 
@@ -211,7 +211,7 @@ def test_reports_count_and_show(tmp_path):
         content = arrays(shadow=np.ones((2, 3, 16, 16)), photos=(PhotoFile(photo().jpeg, photo().alpha, view),))
         content.meta.update(object=item.key, kind="own", source="generator", spp=4, triangles=10, material_count=1)
         write_starter(tmp_path / item.file(config.shards), content)
-    session = {"made": 2, "wall_seconds": 60.0, "objects_per_hour": 120.0, "seconds_per_object": 30.0}
+    session = {"made": 2, "wall_seconds": 60.0, "objects_per_hour": 120.0, "core_seconds_per_object": 30.0}
     report = write_reports(tmp_path, items, config, {"own_000002": {"source": "own", "status": "refused", "reason": "dull"}}, session)
     assert report["objects"] == 2 and report["views"] == 4 and report["lit_images"] == 12 and report["photos"] == report["photos_cut_by_frame"] == 2
     text = (tmp_path / "report.md").read_text()

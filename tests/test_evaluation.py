@@ -207,3 +207,101 @@ def test_cycles_that_fails_says_so(tmp_path):
     with pytest.raises(NearError) as error:
         render_with_cycles(tmp_path / "absent.glb", [])
     assert error.value.code == "cycles-failed"
+
+
+# -- consistency ---------------------------------------------------------------------------------------------------------
+
+class LitBall:
+    """A white ball of radius 0.4 with a stripe, shaded by the light's mean plus a lobe: linear in the light and rigid.
+    ``exponent`` and ``fixed`` break that."""
+
+    def __init__(self, exponent: float = 1.0, fixed: float = 0.0, noise: float = 0.0) -> None:
+        self.exponent, self.fixed, self.noise = exponent, fixed, noise
+        self.generator = torch.Generator().manual_seed(0)
+
+    def render(self, placed, light, camera, *, passes=("color",)):
+        from near.lighting.equirect import texel_directions
+        from near.pipeline.types import Frame
+
+        world_from_asset = placed[0].world_from_asset
+        y, x = torch.meshgrid(torch.arange(camera.height) + 0.5, torch.arange(camera.width) + 0.5, indexing="ij")
+        K = camera.K
+        ray = torch.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], torch.ones_like(x)], -1)
+        world_from_cam = camera.world_from_cam
+        d = torch.nn.functional.normalize(ray @ world_from_cam[:3, :3].T, dim=-1)
+        o = world_from_cam[:3, 3]
+        b = d @ o
+        root = b ** 2 - (o @ o - 0.16)
+        hit = root > 0
+        t = torch.where(hit, -b - root.clamp_min(0).sqrt(), torch.zeros(()))
+        p = o + t[..., None] * d
+        n = p / 0.4
+        height, width = light.rgb_lin709.shape[:2]
+        towards = texel_directions(height, width).reshape(-1, 3) @ light.env_from_world
+        radiance = (light.rgb_lin709.reshape(-1, 3) * light.strength) / len(towards)
+        lit = ((n.reshape(-1, 3) @ towards.T).clamp_min(0) @ radiance).reshape(*n.shape)
+        stripe = ((p @ world_from_asset[:3, :3])[..., :1] * 12).sin() * 0.3 + 0.7
+        colour = (lit * stripe) ** self.exponent + self.fixed * (p[..., 2:] > 0)
+        colour = colour * (1 + self.noise * torch.randn(colour.shape[:2], generator=self.generator)[..., None])
+        alpha = hit.float()[..., None]
+        depth = (torch.cat([p, torch.ones_like(t[..., None])], -1) @ camera.cam_from_world.T)[..., 2:3]
+        layers = {"color": torch.cat([colour.clamp_min(0) * alpha, alpha], -1), "depth": torch.where(hit[..., None], depth, torch.tensor(float("inf")))}
+        return Frame(camera, {name: layers[name] for name in passes})
+
+
+@pytest.fixture
+def lit_scene():
+    from near.geometry.cameras import orbit_camera
+    from near.lighting import Environment
+
+    generator = torch.Generator().manual_seed(2)
+    maps = [torch.rand(16, 32, 3, generator=generator) ** 4 * 3 for _ in range(2)]
+    return orbit_camera(0.4, 0.3, 2.0, 0.6, 96, 96), *(Environment(m) for m in maps)
+
+
+def test_light_that_behaves_passes_the_checks(lit_scene):
+    from near.evaluation.consistency import doubling_error, flicker, rotation_psnr, sum_error
+
+    camera, a, b = lit_scene
+    ball, asset = LitBall(), None
+    assert rotation_psnr(ball, asset, a, camera) > 45 and doubling_error(ball, asset, a, camera) < 1e-5
+    assert sum_error(ball, asset, a, b, camera) < 1e-5 and flicker(ball, asset, a, camera) < 1.5
+
+
+def test_light_that_does_not_behave_is_found(lit_scene):
+    from near.evaluation.consistency import doubling_error, flicker, rotation_psnr, sum_error
+
+    camera, a, b = lit_scene
+    bent, glued, noisy = LitBall(exponent=0.8), LitBall(fixed=0.3), LitBall(noise=0.1)
+    assert doubling_error(bent, None, a, camera) == pytest.approx(1 - 2 ** -0.2, abs=0.01)  # 2 x, bent, is 2^0.8 of 2
+    assert sum_error(bent, None, a, b, camera) > 0.05
+    assert rotation_psnr(glued, None, a, camera) < 30
+    # Noise of a known size in 8-bit levels comes out as such.
+    from near.evaluation.metrics import shown_on_black
+    from near.pipeline.types import PlacedAsset
+
+    still = [np.asarray(e.render([PlacedAsset(None)], a, camera).layers["color"]) for e in (LitBall(), noisy)]
+    mask = still[0][..., 3] > 0.5
+    size = float((shown_on_black(still[0])[mask].astype(float) - shown_on_black(still[1])[mask]).std())
+    assert 0.5 * size < flicker(noisy, None, a, camera) < 1.2 * size
+
+
+def test_spread_by_hand():
+    from near.evaluation.consistency import spread
+
+    assert spread([np.zeros(4), np.zeros(4)]) == 0
+    assert spread([np.full(4, 1.0), np.full(4, 3.0)]) == pytest.approx(1.0)
+
+
+def test_consistency_command(small_bench, tmp_path, monkeypatch, capsys):
+    from near.cli import main
+
+    monkeypatch.setattr("near.pipeline.engine.Engine", FakeEngine)
+    status = main(["eval", str(small_bench), "--tasks", "none", "--consistency", "--out", str(tmp_path / "r.json"), "--html", "--quiet"])
+    report = json.loads((tmp_path / "r.json").read_text())
+    found = report["consistency"]
+    assert status == 0 and report["tasks"] == {} and set(found["models"]) == {"one", "two"}
+    # The fake disc is the light's mean: linear, the same from everywhere.
+    assert found["met"] == {"rotation_psnr": True, "doubling_error": True, "sum_error": True} and found["worst"]["sum_error"] < 1e-5
+    text = capsys.readouterr().out
+    assert "doubling_error" in text and "0.03 ok" in text and "consistency" in (tmp_path / "r.html").read_text()

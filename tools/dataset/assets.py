@@ -13,7 +13,7 @@ SUFFIXES = (".glb", ".gltf", ".blend", ".obj", ".fbx", ".ply")
 MAX_TRIANGLES, MAX_OBJECTS = 1_000_000, 400
 SURFACE_TYPES = ("MESH", "CURVE", "SURFACE", "META", "FONT")
 # Parts of the Principled shader that base colour, roughness and metallic do not describe.
-SEE_THROUGH, SWITCHED_OFF = ("Transmission Weight",), ("Subsurface Weight", "Emission Strength")
+SEE_THROUGH, SWITCHED_OFF = ("Transmission Weight",), ("Subsurface Weight", "Emission Strength", "Sheen Weight", "Coat Weight")
 
 
 class AssetError(Exception):
@@ -191,6 +191,8 @@ def _check(material, shader) -> None:
         slot = shader.inputs[name]
         if slot.is_linked or slot.default_value > 0.05:
             raise AssetError(f"material {material.name!r} lets light through ({name})")
+    if not shader.inputs["Alpha"].is_linked and shader.inputs["Alpha"].default_value < 0.9:
+        raise AssetError(f"material {material.name!r} lets light through (Alpha)")
     for name in SWITCHED_OFF:
         slot = shader.inputs[name]
         for link in list(slot.links):

@@ -30,6 +30,7 @@ class Result:
     status: str
     reason: str | None
     seconds: float
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Blender:
             limit = f"it took longer than {self.machine.timeout_s:.0f} s"
             return Result(item, "slow", limit, seconds) if slow else Result(item, "crashed", f"Blender ended ({said})", seconds)
         self.made += 1
-        return Result(item, "made" if answer["ok"] else "refused", answer["reason"], seconds)
+        return Result(item, "made" if answer["ok"] else "refused", answer["reason"], seconds, answer["cpu_seconds"])
 
     def _start(self) -> None:
         settings = Path(self.folder.name) / "settings.json"

@@ -88,7 +88,7 @@ def _words(report: dict) -> str:
     session = report["session"]
     lines = ["# Data engine: report", "", f"{report['objects']} of {report['of']} objects, {len(report['quarantine'])} in quarantine, {len(report['broken'])} broken files.", "",
              f"This run: {session['made']} objects in {session['wall_seconds'] / 60:.1f} min, {session['objects_per_hour']} objects an hour"
-             + (f", {session['seconds_per_object']} s an object and worker." if session["seconds_per_object"] else "."), ""]
+             + (f", {session['core_seconds_per_object']} s of one core an object." if session["core_seconds_per_object"] else "."), ""]
     skipped = ("objects", "of", "broken", "quarantine", "session")
     for name, value in report.items():
         if name not in skipped:

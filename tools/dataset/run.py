@@ -94,18 +94,19 @@ class _Progress:
 
     def __init__(self, log: Path, quarantine: Quarantine, total: int, tell: Callable[[str], None]) -> None:
         self.log, self.quarantine, self.total, self.tell = log, quarantine, total, tell
-        self.start, self.done, self.made, self.seconds = time.monotonic(), 0, 0, 0.0
+        self.start, self.done, self.made, self.cpu_seconds = time.monotonic(), 0, 0, 0.0
 
     def __call__(self, result: Result) -> None:
         self.done += 1
         if result.status == "made":
             self.made += 1
-            self.seconds += result.seconds
+            self.cpu_seconds += result.cpu_seconds
             self.quarantine.remove(result.item.key)
         else:
             self.quarantine.add(result)
         with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": result.item.key, "status": result.status, "seconds": round(result.seconds, 2), "reason": result.reason}) + "\n")
+            file.write(json.dumps({"key": result.item.key, "status": result.status, "seconds": round(result.seconds, 2),
+                                   "cpu_seconds": round(result.cpu_seconds, 2), "reason": result.reason}) + "\n")
         spent = time.monotonic() - self.start
         left = spent / self.done * (self.total - self.done)
         what = f"{result.seconds:.1f} s" if result.status == "made" else f"set aside: {result.reason}"
@@ -115,4 +116,4 @@ class _Progress:
         """Throughput of this run."""
         spent = time.monotonic() - self.start
         return {"made": self.made, "wall_seconds": round(spent, 1), "objects_per_hour": round(self.made / spent * 3600, 1) if self.made else 0.0,
-                "seconds_per_object": round(self.seconds / self.made, 2) if self.made else None}
+                "core_seconds_per_object": round(self.cpu_seconds / self.made, 2) if self.made else None}

@@ -15,6 +15,7 @@ from dataset.assets import AssetError, output_node, principled
 
 BAKE_SAMPLES = 4
 SPREAD = 0.35  # of the mean distance of samples: half the size of a triangle
+HALF_SEEN = 0.05  # share of the surface that may be neither solid nor cut away
 CORNERS = np.array([[0.1, 0.1], [0.9, 0.1], [0.5, 0.9]])  # of a texel, its middle inside
 
 
@@ -62,7 +63,9 @@ def sample_materials(rng: np.random.Generator, count: int, materials: list) -> S
         done += len(f)
     base, rest = _bake(clouds, materials, side, done)
     p, n = np.concatenate(points), np.concatenate(normals)
-    kept = np.nonzero(rest[:, 2] > 0.5)[0][:]
+    if ((rest[:, 2] > 0.1) & (rest[:, 2] < 0.9)).mean() > HALF_SEEN:
+        raise AssetError("parts of it let light through (alpha)")
+    kept = np.nonzero(rest[:, 2] > 0.5)[0]
     if not len(kept):
         raise AssetError("alpha makes all of it invisible")
     if len(kept) > count:

@@ -1,6 +1,6 @@
 """One Blender, making one object after the other: python -m dataset.worker SETTINGS.json
 
-Orders come as JSON lines on stdin ({"item", "output"}), answers go as JSON lines to stdout ({"ok", "reason", "seconds"}). It ends
+Orders come as JSON lines on stdin ({"item", "output"}), answers go as JSON lines to stdout ({"ok", "reason", "cpu_seconds"}). It ends
 when stdin is closed. A crash of Blender takes only this process with it.
 """
 
@@ -28,7 +28,7 @@ def main() -> None:
     places = Places(Path(settings["lights"]), Path(settings["assets"]) if settings["assets"] else None)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
-        order, start, reason = json.loads(line), time.monotonic(), None
+        order, start, reason = json.loads(line), time.process_time(), None
         try:
             make_object(Item(**order["item"]), config, places, settings["threads"], Path(order["output"]))
         except AssetError as error:
@@ -38,7 +38,7 @@ def main() -> None:
         except Exception as error:  # Blender and generators fail in many ways; the object is set aside, the job goes on
             traceback.print_exc()
             reason = f"{type(error).__name__}: {str(error).strip()[:300]}"
-        print(json.dumps({"ok": reason is None, "reason": reason, "seconds": time.monotonic() - start}), file=answers, flush=True)
+        print(json.dumps({"ok": reason is None, "reason": reason, "cpu_seconds": time.process_time() - start}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

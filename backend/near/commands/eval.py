@@ -18,9 +18,11 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--save", type=Path, metavar="DIR", help="keep predictions as DIR/<task>/<target's relative path>, sheets in DIR/sheets")
     parser.add_argument("--out", type=Path, required=True, metavar="REPORT.json")
     parser.add_argument("--html", action="store_true", help="also write REPORT.html with tables and sheets")
-    parser.add_argument("--tasks", help="comma-separated, default all four")
+    parser.add_argument("--tasks", help="comma-separated, default all four; none: only what else is asked for")
     parser.add_argument("--models", help="comma-separated names, default all")
     parser.add_argument("--baselines", action="store_true", help="also render the baseline 'baked' with Cycles (needs Blender's module; kept for later runs)")
+    parser.add_argument("--consistency", action="store_true", help="also check that light behaves as light: joint rotation, doubling, sums, a turntable's "
+                        "flicker, and how far the homogenised assets of photos under three lights lie apart")
     common.add_engine_options(parser)
     common.add_report_options(parser)
     parser.set_defaults(run=run)
@@ -30,10 +32,10 @@ def run(args: argparse.Namespace) -> int:
     from near.atomic import check_writable
     from near.evaluation.bench import TASKS, load_bench
 
-    tasks = _names(args.tasks) or list(TASKS)
+    tasks = [] if args.tasks == "none" else _names(args.tasks) or list(TASKS)
     unknown = [t for t in tasks if t not in TASKS]
     if unknown:
-        raise NearError("task-unknown", f"There is no task {', '.join(unknown)}.", f"Choose from {', '.join(TASKS)}.")
+        raise NearError("task-unknown", f"There is no task {', '.join(unknown)}.", f"Choose from {', '.join(TASKS)}, or none.")
     bench = load_bench(args.bench, _names(args.models))
     check_writable(args.out)
     with ExitStack() as stack:
@@ -59,8 +61,10 @@ def _evaluate(args: argparse.Namespace, bench, tasks: list[str], save: Path) -> 
     from near.evaluation.sheets import task_sheet
 
     quiet = args.quiet or args.json
-    with common.progress_bar("predict", quiet) as bar, common.open_engine(args) as engine:
-        done = predict(engine, bench, tasks, save, bar.update)
+    with common.open_engine(args) as engine:
+        with common.progress_bar("predict", quiet) as bar:
+            done = predict(engine, bench, tasks, save, bar.update)
+        consistency = _consistency(args, engine, bench, quiet)
     baselines = {"copy": copy_baseline(bench)} if "relighting" in tasks else {}
     if args.baselines:
         from near.evaluation.baked import baked_baseline
@@ -79,7 +83,19 @@ def _evaluate(args: argparse.Namespace, bench, tasks: list[str], save: Path) -> 
     report = {"near": __version__, "bench": bench.split, "pack": args.pack, "device": str(getattr(engine, "device", "")),
               "perceptual": perceptual_metric()[0], "tasks": results, "baselines": baselines, "median_seconds": done.medians(),
               "skipped": done.skipped, "errors": done.errors}
+    if consistency is not None:
+        report["errors"] = [*done.errors, *consistency.pop("errors")]
+        report["consistency"] = consistency
     return report, sheets
+
+
+def _consistency(args: argparse.Namespace, engine, bench, quiet: bool) -> dict | None:
+    if not args.consistency:
+        return None
+    from near.evaluation.consistency import check_consistency
+
+    with common.progress_bar("consistency", quiet) as bar:
+        return check_consistency(engine, bench, bar.update)
 
 
 def _write(args: argparse.Namespace, report: dict, sheets: dict) -> None:

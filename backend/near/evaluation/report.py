@@ -53,7 +53,7 @@ def copy_baseline(bench: Bench) -> dict:
 
 def table_lines(report: dict) -> list[str]:
     """The report's means as lines of text."""
-    lines = [f"{'':<34}" + "".join(f"{HEADINGS[m]:>12}" for m in METRICS)]
+    lines = [f"{'':<34}" + "".join(f"{HEADINGS[m]:>12}" for m in METRICS)] if report["tasks"] else []
     for task, result in report["tasks"].items():
         lines.append(_line(task, result["mean"]))
         lines += [_line(f"  {name}", scores) for name, scores in result["models"].items()]
@@ -63,8 +63,23 @@ def table_lines(report: dict) -> list[str]:
         lines.append(f"{task}: skipped. {why}")
     for error in report["errors"]:
         lines.append(f"{error['model']} ({error['tasks']}): Error [{error['code']}]: {error['what']} {error['remedy']}")
-    lines.append(f"perceptual: {report['perceptual']}; lower is better")
+    if report["tasks"]:
+        lines.append(f"perceptual: {report['perceptual']}; lower is better")
+    if "consistency" in report:
+        lines += consistency_lines(report["consistency"])
     return lines
+
+
+def consistency_lines(result: dict) -> list[str]:
+    """The consistency checks (:mod:`near.evaluation.consistency`) as lines of text."""
+    return [f"{'consistency':<34}{'mean':>12}{'worst':>12}{'limit':>12}",
+            *(f"{name:<34}{mean:>12.4g}{worst:>12.4g}{limit:>12}" for name, mean, worst, limit in consistency_rows(result))]
+
+
+def consistency_rows(result: dict) -> list[tuple[str, float, float, str]]:
+    """(name, mean, worst, limit and whether it is met) of each check."""
+    return [(name, mean, result["worst"][name], f"{result['limits'][name]} {'ok' if result['met'][name] else 'missed'}" if name in result["met"] else "")
+            for name, mean in result["mean"].items()]
 
 
 def _line(name: str, scores: dict | None) -> str:
@@ -88,6 +103,12 @@ def report_page(report: dict, sheets: dict[str, np.ndarray]) -> str:
         if task in sheets:
             data = base64.b64encode(png_bytes(sheets[task])).decode()
             parts.append(f"<img alt='{html.escape(task)}: prediction, target, difference' src='data:image/png;base64,{data}'>")
+    if "consistency" in report:
+        rows = "".join(f"<tr><td>{html.escape(n)}</td><td>{m:.4g}</td><td>{w:.4g}</td><td>{limit}</td></tr>" for n, m, w, limit in consistency_rows(report["consistency"]))
+        parts.append(f"<h2>consistency</h2><table><tr><th></th><th>mean</th><th>worst</th><th>limit</th></tr>{rows}</table>")
+    if report["errors"] or report["skipped"]:
+        parts.append("<h2>not done</h2><ul>" + "".join(f"<li>{html.escape(e['model'])} ({html.escape(e['tasks'])}): {html.escape(e['what'])}</li>" for e in report["errors"])
+                     + "".join(f"<li>{html.escape(task)}: {html.escape(why)}</li>" for task, why in report["skipped"].items()) + "</ul>")
     return "\n".join(parts)
 
 
