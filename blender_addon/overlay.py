@@ -119,8 +119,9 @@ void main() {
   gl_FragDepth = clamp(ndc * 0.5 + 0.5, 0.0, 1.0);
   vec3 code = (log2(max(colour.rgb / colour.a, vec3(0.0)) + exp2(LOW)) - LOW) / RANGE;
   vec3 shown = texture(table, clamp(code, 0.0, 1.0) * (1.0 - 1.0 / SIZE) + 0.5 / SIZE).rgb;
-  out_colour = blender_srgb_to_framebuffer_space(vec4(shown, 1.0));
-  out_colour = vec4(out_colour.rgb * colour.a, colour.a);
+  // Set by Blender: the target encodes what is written, so it must be given linear values.
+  if (srgbTarget) shown = mix(shown / 12.92, pow((shown + 0.055) / 1.055, vec3(2.4)), greaterThan(shown, vec3(0.04045)));
+  out_colour = vec4(shown * colour.a, colour.a);
 }
 """
 
@@ -134,6 +135,7 @@ def _prepare() -> None:
     info = gpu.types.GPUShaderCreateInfo()
     for name in ("push_back", "p22", "p23", "perspective"):
         info.push_constant("FLOAT", name)
+    info.push_constant("BOOL", "srgbTarget")
     info.sampler(0, "FLOAT_2D", "picture")
     info.sampler(1, "FLOAT_2D", "depths")
     info.sampler(2, "FLOAT_3D", "table")

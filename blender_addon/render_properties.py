@@ -29,7 +29,7 @@ class NEAR_PG_light(bpy.types.PropertyGroup):
     file: StringProperty(name="File", description="Equirectangular light, twice as wide as high", subtype="FILE_PATH", update=_redraw)
     rotation: FloatProperty(name="Rotation", description="Turns the light about Z, on top of the World's own rotation", subtype="ANGLE", update=_redraw)
     strength: FloatProperty(name="Strength", description="Factor on the light", default=1.0, min=0.0, soft_max=10.0, update=_redraw)
-    rows: IntProperty(name="Rows", description="Height of the map when the light must be baked", default=512, min=64, max=4096, update=_redraw)
+    rows: IntProperty(name="Rows", description="Height of the map when the World must be baked; a probe has half of it", default=512, min=64, max=4096, update=_redraw)
     samples: IntProperty(name="Samples", description="Cycles samples when the light must be baked", default=32, min=1, max=4096, update=_redraw)
     probe_object: PointerProperty(name="Probe At", description="Where the probe stands; empty: between the assets", type=bpy.types.Object,
                                   update=_redraw)

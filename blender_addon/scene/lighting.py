@@ -85,8 +85,9 @@ def wanted(depsgraph: bpy.types.Depsgraph) -> CapturedLight | Wish:
         found = _from_file(settings)
     elif settings.source == "PROBE":
         where = probe_point(depsgraph)
-        key = world.digest("probe", [round(v, 5) for v in where], settings.rows, settings.samples, list(_surroundings(depsgraph)))
-        found = Wish(key, True, where, settings.rows, settings.samples, world.EYE3, 1.0)
+        rows = settings.rows // 2
+        key = world.digest("probe", [round(v, 5) for v in where], rows, settings.samples, list(_surroundings(depsgraph)))
+        found = Wish(key, True, where, rows, settings.samples, world.EYE3, 1.0)
     else:
         found = _of_world(scene.world, settings)
     found = replace(found, strength=found.strength * settings.strength, env_from_world=_turned(found.env_from_world, settings.rotation))

@@ -1,0 +1,286 @@
+"""Live views, the overlay's drawing and display transform, cancelling, the batch queue, the photo's camera."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("bpy")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bpy  # noqa: E402
+import engine_stage as stage  # noqa: E402
+
+pytestmark = [pytest.mark.bpy, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def home():
+    """A backend with the server tests' engine."""
+    from stress_parts.stand import Stand
+
+    before = {name: os.environ.get(name) for name in ("NEAR_HOME", "NEAR_PYTHON")}
+    with Stand() as stand:
+        os.environ["NEAR_HOME"], os.environ["NEAR_PYTHON"] = str(stand.home), sys.executable
+        yield stand.home
+        from blender_addon import session
+
+        session.get().disconnect()
+    for name, value in before.items():
+        os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture()
+def scene(tmp_path):
+    asset = tmp_path / "thing.near"
+    asset.write_bytes(b"any content will do for this backend")
+    scene = stage.new_scene(32, 24)
+    stage.add_proxy(scene, asset)
+    stage.set_world(scene, stage.hdri_pixels(16))
+    return scene
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    """Blender's GPU module without a window, where this machine lets it."""
+    scene = stage.new_scene(16, 16)
+    scene.render.engine = "BLENDER_WORKBENCH"
+    try:
+        bpy.ops.render.render()
+        import gpu
+
+        gpu.types.GPUOffScreen(4, 4).free()
+    except Exception as error:
+        pytest.skip(f"no GPU context without a window here ({error})")
+    return gpu
+
+
+# ---------------------------------------------------------------- the overlay
+def test_the_display_table_is_blenders_transform():
+    from blender_addon import overlay
+    from near.colour import agx_srgb, srgb_encode
+
+    scene = stage.new_scene()
+    n = overlay.TABLE_SIZE
+    axis = np.exp2(np.arange(n) / (n - 1) * overlay.LOG2_RANGE + overlay.LOG2_LOW) - 2.0 ** overlay.LOG2_LOW
+    blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
+    colours = np.stack([red, green, blue], -1).astype(np.float32)
+    images, scenes = set(bpy.data.images), set(bpy.data.scenes)
+    for view, expected in (("AgX", agx_srgb(colours)), ("Standard", srgb_encode(colours))):
+        scene.view_settings.view_transform = view
+        overlay.table.measure(scene)
+        assert np.abs(overlay.table.values - expected).max() < 0.5 / 255, view
+        assert overlay.table.key == overlay.DisplayTable.key_of(scene)
+    scene.view_settings.exposure = 1.0
+    assert overlay.table.key != overlay.DisplayTable.key_of(scene), "it is measured again when a setting changes"
+    assert set(bpy.data.images) == images and set(bpy.data.scenes) == scenes, "nothing is left behind"
+
+
+@pytest.mark.parametrize("kind", ["PERSP", "ORTHO"])
+def test_the_overlay_is_drawn_with_colour_and_depth(gpu, kind):
+    from blender_addon import overlay, viewport
+    from blender_addon.scene.camera import view_camera_spec
+    from near.colour import agx_srgb
+
+    scene = stage.new_scene(96, 64)
+    scene.camera.data.type, scene.camera.data.ortho_scale = kind, 4.0
+    overlay.table.measure(scene)
+    graph = bpy.context.evaluated_depsgraph_get()
+    window = scene.camera.calc_matrix_camera(graph, x=96, y=64)
+    view_data = SimpleNamespace(window_matrix=window, view_matrix=scene.camera.matrix_world.inverted(), is_perspective=kind == "PERSP")
+    camera = view_camera_spec(SimpleNamespace(width=96, height=64), view_data)
+    picture, depth = np.zeros((64, 96, 4), np.float32), np.full((64, 96, 1), -1, np.float32)
+    picture[16:48, 24:72], picture[16:48, 72:80] = (0.5, 0.2, 0.1, 1), (0.25, 0.1, 0.05, 0.5)
+    depth[16:48, 24:80] = 2.0 + camera.pushed_back_m
+    view = SimpleNamespace(camera=camera, texture=viewport._texture(picture, "RGBA16F"), depth_texture=viewport._texture(depth, "R32F"))
+    target = gpu.types.GPUOffScreen(96, 64, format="RGBA32F")
+    with target.bind():
+        buffer = gpu.state.active_framebuffer_get()
+        buffer.clear(color=(0, 0, 0, 0), depth=1.0)
+        overlay.paint(view, window)
+        colour = np.array(buffer.read_color(0, 0, 96, 64, 4, 0, "FLOAT").to_list()).reshape(64, 96, 4)
+        drawn = np.array(buffer.read_depth(0, 0, 96, 64).to_list()).reshape(64, 96)
+        # Something nearer is there already: the overlay stays behind it.
+        buffer.clear(color=(0, 0, 1, 1), depth=1e-4)
+        overlay.paint(view, window)
+        behind = np.array(buffer.read_color(0, 0, 96, 64, 4, 0, "FLOAT").to_list()).reshape(64, 96, 4)
+    target.free()
+    shown = agx_srgb(np.array([0.5, 0.2, 0.1], np.float32))
+    assert np.abs(colour[32, 48, :3] - shown).max() < 1.5 / 255 and colour[32, 48, 3] == 1
+    assert np.abs(colour[32, 76] - np.append(shown, 1) / 2).max() < 1.5 / 255, "premultiplied at a soft edge"
+    z = -2.0
+    ndc = (window[2][2] * z + window[2][3]) / (-z if kind == "PERSP" else 1)
+    assert drawn[32, 48] == pytest.approx(ndc * 0.5 + 0.5, abs=1e-5)
+    assert not colour[2, 2].any() and drawn[2, 2] == 1
+    assert (behind[..., :3] == (0, 0, 1)).all()
+
+
+# ---------------------------------------------------------------- live views
+class Window:
+    """A viewport's region and its view, without a window."""
+
+    def __init__(self, scene, width: int = 64, height: int = 48) -> None:
+        self.region = SimpleNamespace(width=width, height=height)
+        self._scene = scene
+
+    @property
+    def data(self):
+        camera, graph = self._scene.camera, bpy.context.evaluated_depsgraph_get()
+        window = camera.calc_matrix_camera(graph, x=self.region.width, y=self.region.height)
+        return SimpleNamespace(window_matrix=window, view_matrix=camera.matrix_world.inverted(), is_perspective=True)
+
+    def draw(self, view) -> None:
+        from blender_addon import session
+
+        session.get().poll()
+        view.update(bpy.context.evaluated_depsgraph_get(), self.region, self.data)
+
+    def draw_until(self, view, ready, timeout_s: float = 60.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not ready():
+            assert view.error is None, view.error
+            assert time.monotonic() < end, "no picture came"
+            self.draw(view)
+            time.sleep(0.005)
+
+
+def test_a_view_is_a_draft_while_it_moves_and_full_when_still(home, gpu, scene, monkeypatch):
+    from blender_addon import viewport
+
+    monkeypatch.setattr(viewport, "STILL_S", 1e9)       # it never looks still
+    view, window = viewport.LiveView(depth=True), Window(scene)
+    window.draw_until(view, lambda: view.texture is not None)
+    assert (view.texture.width, view.texture.height) == (32, 24) and not view.settled, "half the pixels"
+    monkeypatch.setattr(viewport, "STILL_S", 0.0)
+    window.draw_until(view, lambda: view.texture.width == 64)
+    assert view.settled and view.depth_texture.width == 64
+    requests = view._viewport.seq
+    for _ in range(5):
+        window.draw(view)
+    assert view._viewport.seq == requests, "nothing is asked for while nothing changes"
+
+    monkeypatch.setattr(viewport, "STILL_S", 1e9)
+    for step in range(6):
+        scene.camera.location.x = 0.1 * step
+        bpy.context.view_layer.update()
+        window.draw(view)
+    window.draw_until(view, lambda: view.texture.width == 32 and view._viewport.shown[0] == view._viewport.seq)
+    newest = viewport.camera.view_camera_spec(window.region, window.data).spec
+    assert view.camera.spec.cam_from_world == newest.cam_from_world, "the newest wins"
+    view.close()
+    assert view.name not in viewport._views
+
+
+def test_other_passes_and_two_views_at_once(home, gpu, scene):
+    from blender_addon import viewport
+
+    first, second = viewport.LiveView(), viewport.LiveView()
+    small, large = Window(scene, 40, 30), Window(scene, 80, 60)
+    for shown in ("normal", "depth", "roughness"):
+        scene.near_render.shown = shown
+        small.draw_until(first, lambda: first.settled and first.texture is not None and first.texture.width == 40)
+        large.draw_until(second, lambda: second.settled and second.texture is not None and second.texture.width == 80)
+    first.close()
+    second.close()
+
+
+def test_a_view_of_a_file_without_assets_is_empty(home, gpu):
+    from blender_addon import viewport
+
+    scene = stage.new_scene()
+    view, window = viewport.LiveView(), Window(scene)
+    for _ in range(20):
+        window.draw(view)
+    assert view.texture is None and view.error is None
+    view.close()
+
+
+# ---------------------------------------------------------------- cancelling
+def test_esc_ends_a_long_frame_at_once(home, scene):
+    from blender_addon import rendering, session
+    from blender_addon.errors import Cancelled
+    from blender_addon.scene import lighting
+
+    scene.camera.data.clip_end = 60          # this backend takes so many seconds for a frame
+    graph = bpy.context.evaluated_depsgraph_get()
+    shot, light = rendering.shot_of(graph, 32, 24), lighting.capture(graph)
+    begun = time.monotonic()
+    with pytest.raises(Cancelled):
+        rendering.render_shot(shot, light, lambda: time.monotonic() - begun > 1)
+    assert time.monotonic() - begun < 30
+    scene.camera.data.clip_end = 1000
+    bpy.context.view_layer.update()
+    layers = rendering.render_shot(rendering.shot_of(bpy.context.evaluated_depsgraph_get(), 32, 24), light)
+    assert layers["color"].shape == (24, 32, 4), "the backend goes on"
+    assert session.get().client is not None
+
+
+# ---------------------------------------------------------------- the film
+def test_opaque_film_shows_the_world_as_cycles_does(tmp_path):
+    from near.colour import agx_srgb
+    from near.output import read_rgba
+
+    scene = stage.new_scene(72, 48)
+    stage.set_world(scene, stage.hdri_pixels(64), (0.3, -0.4, 1.0), 1.2)
+    scene.camera.data.lens, scene.camera.data.shift_x = 20, 0.1
+    scene.render.film_transparent = False
+    ours = read_rgba(stage.render(scene, tmp_path / "ours.exr"))      # no asset: no backend is asked
+    scene.render.engine, scene.cycles.samples = "CYCLES", 32
+    theirs = read_rgba(stage.render(scene, tmp_path / "theirs.exr"))
+    assert (ours[..., 3] == 1).all()
+    assert stage.psnr(agx_srgb(ours[..., :3]), agx_srgb(theirs[..., :3])) > 38
+
+
+# ---------------------------------------------------------------- batch and match
+def test_the_batch_renders_cameras_times_lights_times_frames_and_keeps_what_is_there(home, scene, tmp_path):
+    from blender_addon import batch
+    from near.lighting import environment_from_array
+    from near.output import write_environment
+
+    second = scene.camera.copy()
+    second.name = "second"
+    scene.collection.objects.link(second)
+    for index in range(2):
+        write_environment(tmp_path / "lights" / f"l{index}.exr", environment_from_array(stage.hdri_pixels(8) * np.float32(1 + index)))
+    settings = scene.near_batch
+    settings.cameras, settings.lights, settings.use_range, settings.output = "ALL", str(tmp_path / "lights"), True, str(tmp_path / "out")
+    scene.frame_start, scene.frame_end = 1, 2
+    first_camera, path = scene.camera, scene.render.filepath
+    items = batch.plan(bpy.context)
+    assert len(items) == 2 * 2 * 2 and len({item.output for item in items}) == 8
+    assert bpy.ops.near.batch_render() == {"FINISHED"}
+    assert all(item.output.is_file() for item in items)
+    assert scene.camera == first_camera and scene.render.filepath == path and scene.near_light.source == "WORLD", "as before"
+    kept = {item.output: item.output.stat().st_mtime_ns for item in items}
+    items[3].output.unlink()
+    assert [item.output for item in batch.plan(bpy.context)] == [items[3].output]
+    assert bpy.ops.near.batch_render() == {"FINISHED"}
+    assert sum(item.output.stat().st_mtime_ns != kept[item.output] for item in items) == 1
+    assert bpy.ops.near.batch_render() == {"CANCELLED"}, "nothing is left to do"
+
+
+def test_looking_through_the_photo(scene):
+    from blender_addon import match
+    from blender_addon.errors import NearError
+
+    proxy = next(o for o in scene.objects if o.type == "MESH")
+    with pytest.raises(NearError) as caught:
+        match.camera_at_photo(scene, proxy)
+    assert caught.value.code == "photo-missing"
+    proxy.near_relight.photo = str(stage.SAMPLES / "teapot.png")
+    proxy.location, proxy.rotation_euler, proxy.scale = (1, 2, 3), (0, 0, 1.0), (2,) * 3
+    camera = match.camera_at_photo(scene, proxy)
+    bpy.context.view_layer.update()
+    assert match.camera_at_photo(scene, proxy) == camera == scene.camera and match.is_matched(scene)
+    # In the asset's space it stands in front, at the distance that creation takes for granted, and looks at the centre.
+    seen = camera.matrix_world.normalized().inverted() @ proxy.matrix_world.translation
+    assert np.allclose(seen, (0, 0, -match.RADIUS * 2), atol=1e-5)
+    assert math.isclose(camera.data.angle_x, match.FOV_RAD, rel_tol=1e-5)
+    assert (scene.render.resolution_x, scene.render.resolution_y) == tuple(camera.data.background_images[0].image.size)
