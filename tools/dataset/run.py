@@ -47,6 +47,8 @@ def run_job(config: JobConfig, out: Path, *, assets: Path | None = None, hdris: 
     waiting = [i for i in items if not path_of(i).is_file() and (options.retry or i.key not in quarantine)]
     for item in items:
         path_of(item).parent.mkdir(parents=True, exist_ok=True)
+    for half in out.glob("objects/*/.*.part.npz"):  # what a kill left behind
+        half.unlink(missing_ok=True)
     tell(f"{len(items)} objects: {sum(path_of(i).is_file() for i in items)} made before, {len(waiting)} to make, {len(quarantine)} in quarantine")
     progress = _Progress(out / "log.jsonl", quarantine, len(waiting), tell)
     threads = options.threads or max((os.cpu_count() or 1) // max(options.processes, 1), 1)
