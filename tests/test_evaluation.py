@@ -305,3 +305,31 @@ def test_consistency_command(small_bench, tmp_path, monkeypatch, capsys):
     assert found["met"] == {"rotation_psnr": True, "doubling_error": True, "sum_error": True} and found["worst"]["sum_error"] < 1e-5
     text = capsys.readouterr().out
     assert "doubling_error" in text and "0.03 ok" in text and "consistency" in (tmp_path / "r.html").read_text()
+
+
+# -- the README's tables -------------------------------------------------------------------------------------------------
+
+def test_tables_are_written_from_reports(repository, tmp_path):
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("results_table", repository / "tools" / "results_table.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    mean = {"psnr_mask": 22.04, "psnr_frame": 30.0, "ssim": 0.9, "perceptual": 0.1}
+    text = "".join(f"<!-- table:{name} -->\nold\n<!-- /table -->\n" for name in ("eval", "consistency", "paper", "ablation"))
+    assert tables.filled(text, tmp_path).count("Not measured yet.") == 4
+    report = {"perceptual": "p", "tasks": {"forward": {"mean": mean, "models": {}}, "relighting": {"mean": mean, "models": {}}},
+              "baselines": {"baked": {"relighting": {"mean": {**mean, "psnr_mask": 20.0}}}}, "median_seconds": {"render": 0.1},
+              "consistency": {"mean": {"doubling_error": 0.001}, "worst": {"doubling_error": 0.002}, "limits": {"doubling_error": 0.03}, "met": {"doubling_error": True}}}
+    other = json.loads(json.dumps(report))
+    other["tasks"]["relighting"]["mean"]["psnr_mask"] = 20.54
+    for name, data in (("eval-dev", report), ("ablation-lh", report), ("ablation-shaded", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    found = tables.filled(text, tmp_path)
+    assert "old" not in found and "Not measured yet." not in found
+    assert "| baseline *baked* | 20.0 |" in found and "| 0.10% | 0.20% | 3.00% |" in found
+    assert "| relighting, homogenised over shaded input, dB | 1.5 | about 3 |" in found and "different data" in found
+    assert "| shaded | 22.0 | 20.5 | 10.0 |" in found
+    assert tables.filled(found, tmp_path) == found
+    with pytest.raises(SystemExit):
+        tables.filled("<!-- table:nonsense -->\n<!-- /table -->", tmp_path)
