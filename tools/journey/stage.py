@@ -1,0 +1,95 @@
+"""A Debian system in a folder, with a Blender that can open windows on a screen in memory; needs root and Linux.
+
+Nothing of the host's own package sources is touched. The repository and the backend's Python are bound into it read and write,
+so what the journey's Blender starts is this checkout's backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+SUITE = "trixie"
+PACKAGES = ("blender xvfb libgl1-mesa-dri libegl1 libegl-mesa0 libgl1 libglx-mesa0 xdotool imagemagick x11-apps python3-numpy "
+            "python3-requests python3-zstandard").split()
+_READY = ".near-journey-ready"
+
+
+def missing() -> str:
+    """Why a stage cannot be made here; empty when it can."""
+    if not sys.platform.startswith("linux"):
+        return "it needs Linux"
+    if os.geteuid() != 0:
+        return "it needs root, for chroot and mounts"
+    if shutil.which("debootstrap") is None:
+        return "debootstrap is not installed"
+    return ""
+
+
+def make(root: Path) -> None:
+    """The system in `root`, about 2 GB and a few minutes; at once where it is there already. Raises CalledProcessError."""
+    if (root / _READY).is_file():
+        return
+    if not (root / "usr" / "bin" / "apt-get").exists():
+        subprocess.run(["debootstrap", "--variant=minbase", SUITE, str(root)], check=True, stdout=subprocess.DEVNULL)
+    with mounted(root, []):
+        run(root, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES], check=True, stdout=subprocess.DEVNULL,
+            env={"DEBIAN_FRONTEND": "noninteractive"})
+    (root / _READY).touch()
+
+
+@contextlib.contextmanager
+def mounted(root: Path, bound: list[Path]) -> Iterator[None]:
+    """/proc, /dev and the folders `bound` (at the same paths) inside `root`; all are unmounted on leaving."""
+    done: list[Path] = []
+
+    def mount(*words: str, target: Path) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        if not os.path.ismount(target):
+            subprocess.run(["mount", *words, str(target)], check=True)
+            done.append(target)
+
+    try:
+        mount("-t", "proc", "proc", target=root / "proc")
+        mount("--rbind", "/dev", target=root / "dev")
+        subprocess.run(["mount", "--make-rslave", str(root / "dev")], check=True)
+        for folder in bound:
+            mount("--bind", str(folder), target=root / str(folder).lstrip("/"))
+        yield
+    finally:
+        for target in reversed(done):
+            subprocess.run(["umount", "-l", str(target)], check=False)
+
+
+def run(root: Path, command: list[str], env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(entered(root, command, env), **options)
+
+
+def entered(root: Path, command: list[str], env: dict[str, str] | None = None) -> list[str]:
+    """The command line that runs `command` inside `root`, with a plain environment and `env`."""
+    plain = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8", **(env or {})}
+    return ["chroot", str(root), "/usr/bin/env", "-i", *(f"{key}={value}" for key, value in plain.items()), *command]
+
+
+@contextlib.contextmanager
+def screen(root: Path, number: int, size: str) -> Iterator[str]:
+    """A screen in memory; -> its DISPLAY."""
+    server = subprocess.Popen(entered(root, ["Xvfb", f":{number}", "-screen", "0", f"{size}x24", "+extension", "GLX", "-nolisten", "tcp"]),
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(2)
+        if server.poll() is not None:
+            raise RuntimeError(f"Xvfb :{number} did not start")
+        yield f":{number}"
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
