@@ -15,7 +15,7 @@ import tempfile
 import bpy
 import numpy as np
 
-TEXEL_SHARE = 1.5      # lamps smaller than this many texels are widened to it: the same energy, without noise
+TEXEL_SHARE = 1.0      # lamps smaller than this many texels are widened to it: the same energy, without noise
 
 
 def set_up_camera(scene, where, rows):
@@ -75,14 +75,15 @@ def show_world_as_light(world):
 def show_lamps(scene, where, rows):
     """Lamps are part of the map: seen by the camera, and at least as large as a texel."""
     angle = TEXEL_SHARE * math.pi / rows
-    for item in scene.objects:
+    graph = bpy.context.evaluated_depsgraph_get()
+    for item in list(scene.objects):
         if item.type != "LIGHT":
             continue
         item.visible_camera = True
         if item.data.type == "SUN":
             item.data.angle = max(item.data.angle, 2 * angle)
         elif item.data.type in ("POINT", "SPOT"):
-            distance = (item.matrix_world.translation - scene.camera.matrix_world.translation).length
+            distance = math.dist(item.evaluated_get(graph).matrix_world.translation, where)
             item.data.shadow_soft_size = max(item.data.shadow_soft_size, distance * math.tan(angle))
 
 
@@ -118,6 +119,7 @@ def bake(job):
             target.worlds = [job["world"]]
     if job["probe"]:
         scene = target.scenes[0]
+        bpy.context.window.scene = scene       # or nothing would evaluate where its objects are
     else:
         scene = bpy.context.scene
         scene.world = target.worlds[0]
@@ -126,9 +128,6 @@ def bake(job):
     show_world_as_light(scene.world)
     scene.frame_set(job["frame"], subframe=job["subframe"])
     if job["probe"]:
-        for item in scene.objects:
-            if item.type == "MESH" and any(m.type == "NODES" for m in item.modifiers):
-                item.update_tag()
         hide(scene, job["hidden"])
         bpy.context.view_layer.update()
         show_lamps(scene, job["where"], job["rows"])

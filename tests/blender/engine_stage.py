@@ -51,7 +51,13 @@ def new_scene(width: int = 96, height: int = 64):
 
     bpy.ops.wm.read_factory_settings(use_empty=True)
     register()
-    scene = bpy.context.scene
+    return fill_scene(bpy.context.scene, width, height)
+
+
+def fill_scene(scene, width: int, height: int):
+    """The same for a scene that is empty already."""
+    import bpy
+
     scene.render.engine = "NEAR_RELIGHT"
     scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = width, height, 100
     scene.render.film_transparent = True
@@ -126,6 +132,20 @@ def render(scene, path: Path, animation: bool = False) -> Path:
 
     scene.render.filepath = str(path)
     bpy.ops.render.render(write_still=not animation, animation=animation)
+    return path
+
+
+def light_python(folder: Path) -> Path:
+    """A Python command whose `near serve` has the server tests' engine: pictures that depend on every number of a scene.
+
+    A command of its own because the add-on starts the backend with a clean PYTHONPATH. `$NEAR_TEST_PYTHON`: the Python that has
+    the backend, where this one has not.
+    """
+    path = folder / "light-python"
+    folders = os.pathsep.join(str(REPOSITORY / part) for part in ("backend", "tests"))
+    python = os.environ.get("NEAR_TEST_PYTHON") or sys.executable
+    path.write_text(f'#!/bin/sh\nNEAR_TEST_BACKEND=near_test_backend PYTHONPATH="{folders}" exec "{python}" "$@"\n')
+    path.chmod(0o755)
     return path
 
 

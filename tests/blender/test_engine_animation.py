@@ -32,13 +32,7 @@ LAYERS = {"Combined": "RGBA", "Depth": None, "Normal": "XYZ", "NeAR BaseColor": 
 def home(tmp_path, monkeypatch):
     """A folder for a backend that the add-on itself starts when it is needed."""
     monkeypatch.setenv("NEAR_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("NEAR_TEST_BACKEND", "near_test_backend")
-    # The add-on gives the backend a clean PYTHONPATH; the tests' engine must be found all the same.
-    python = tmp_path / "python"
-    folders = os.pathsep.join(str(stage.REPOSITORY / part) for part in ("backend", "tests"))
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folders}" exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    monkeypatch.setenv("NEAR_PYTHON", str(python))
+    monkeypatch.setenv("NEAR_PYTHON", str(stage.light_python(tmp_path)))
     (tmp_path / "home").mkdir()
     yield tmp_path / "home"
     from blender_addon import session
