@@ -288,6 +288,7 @@ def test_a_job_is_killed_resumed_and_comes_out_the_same(tmp_path):
 
 
 def test_a_wrong_command_is_a_sentence(tmp_path):
-    process = start(tmp_path / "x")
-    text = process.communicate(timeout=120)[0]
-    assert process.returncode == 2 and text.startswith("Error: There is nothing to make") and "Traceback" not in text
+    for extra, expected in (((), "Error: There is nothing to make"), (("--own", "1", "--hdris", str(tmp_path / "dark")), "Error: There is no folder")):
+        process = start(tmp_path / "x", *extra)
+        text = process.communicate(timeout=120)[0]
+        assert process.returncode == 2 and text.startswith(expected) and "Traceback" not in text

@@ -199,6 +199,30 @@ def test_cycles_reproduces_the_bench(shared_dir, tmp_path):
 
 
 @pytest.mark.bpy
+@pytest.mark.slow
+def test_baked_is_rendered_once_and_kept(small_bench, tmp_path, monkeypatch):
+    from near.evaluation import baked
+    from near.evaluation.cycles import why_unavailable
+
+    if why_unavailable():
+        pytest.skip(why_unavailable())
+    monkeypatch.setattr(baked, "weights_home", lambda: tmp_path / "home" / "weights")
+    monkeypatch.setattr(baked, "SAMPLES", 4)
+    bench, said = load_bench(small_bench, ["one"]), []
+    first = baked.baked_baseline(bench, TASKS, lambda fraction, text: said.append(text))
+    assert set(first) == {"reconstruction", "relighting", "novel_view"} and said
+    assert all(r["missing"] == 0 and math.isfinite(r["mean"]["psnr_mask"]) for r in first.values())
+    pictures = sorted((tmp_path / "home" / "baked").rglob("*.exr"))
+    assert len(pictures) == 4 and not [p for p in pictures if p.name.startswith(".")]
+    # The photo is white, so the mesh comes out in its light's colour: grey, brighter under the brighter light.
+    shown = {p.stem: read_rgba(p) for p in pictures}
+    means = {name: x[x[..., 3] > 0.9][:, :3].mean() for name, x in shown.items()}
+    assert means["photo_b"] == pytest.approx(2 * means["photo_a"], rel=0.1) and 0.2 < means["photo_a"] < 0.5
+    monkeypatch.setattr(baked, "render_with_cycles", lambda *a, **k: pytest.fail("rendered again"))
+    assert baked.baked_baseline(bench, TASKS, lambda fraction, text: None) == first
+
+
+@pytest.mark.bpy
 def test_cycles_that_fails_says_so(tmp_path):
     from near.evaluation.cycles import render_with_cycles, why_unavailable
 

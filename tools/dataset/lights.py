@@ -29,6 +29,8 @@ def prepare_lights(folder: Path, config: JobConfig, hdris: Path | None) -> dict[
     wanted: dict[str, object] = {WHITE: lambda: np.ones((16, 32, 3), np.float32)}
     for k in range(config.own_lights):
         wanted[f"own_{k:04d}"] = lambda k=k: make_environment(config.seed * 100_003 + k)[0]
+    if hdris is not None and not hdris.is_dir():
+        raise JobError(f"There is no folder {hdris}.")
     for path in sorted(p for p in hdris.iterdir() if p.suffix.lower() in (".exr", ".hdr")) if hdris else []:
         if path.stem in wanted:
             raise JobError(f"Two lights are called {path.stem}: rename {path}.")

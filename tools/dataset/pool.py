@@ -60,7 +60,7 @@ class Blender:
             self.close()
             self._start()
             if self._answer(START_TIMEOUT_S)[0] is None:
-                raise JobError(f"Blender's Python module does not start: {self._last_words()}")
+                raise JobError(f"Blender's Python module does not start ({self._last_words()}). With Python 3.11: pip install 'near-relight[blender]'.")
         self._order({"item": asdict(item), "output": str(output)})
         answer, slow = self._answer(self.machine.timeout_s)
         seconds = time.monotonic() - start
