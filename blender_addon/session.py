@@ -24,6 +24,7 @@ from .scene import assetfile
 CONNECT_SECONDS = 20.0
 _LOST = ("backend-gone", "backend-silent", "token-refused", "backend-not-running", "connection-closed")
 _RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
+_SLOW_MS = 20.0
 
 
 class Link:
@@ -97,6 +98,7 @@ class Session:
         self.setup: Setup | None = None
         self.on_setup_done: Callable[[], None] | None = None
         self.ticks_ms: deque[float] = deque(maxlen=20_000)   # how long each tick held Blender's main thread
+        self.slow_ticks: deque[str] = deque(maxlen=50)
         self.lines: deque[str] = deque(maxlen=200)          # for "Copy report"
 
     # -- the connection ------------------------------------------------------------------------------------------
@@ -157,6 +159,7 @@ class Session:
         """The timer's work: reads what arrived and takes a small step of everything. Never raises, never waits."""
         begun = time.perf_counter()
         before = (self.state, self.last_error, len(self.jobs))
+        stage = self.jobs[0].stage if self.jobs else self.state
         changed = False
         try:
             changed = self._advance()
@@ -167,6 +170,8 @@ class Session:
         if changed or before != (self.state, self.last_error, len(self.jobs)):
             self.notify()
         self.ticks_ms.append((time.perf_counter() - begun) * 1e3)
+        if self.ticks_ms[-1] > _SLOW_MS:
+            self.slow_ticks.append(f"{self.ticks_ms[-1]:.0f} ms: {stage}")
 
     def _advance(self) -> bool:
         link = self._links[True]

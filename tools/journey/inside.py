@@ -87,7 +87,6 @@ def open_sidebar():
 
 # ---------------------------------------------------------------- the journey
 def install():
-    bpy.context.preferences.view.show_splash = False
     bpy.ops.extensions.package_install_files(filepath=str(FOLDER / PLAN["archive"]), repo="user_default", enable_on_install=True)
     yield 1.0
     assert PACKAGE in bpy.context.preferences.addons
@@ -167,6 +166,7 @@ def overlay_orbit():
         area.tag_redraw()
         yield 0.08
     yield from shot("overlay-orbit", 6)
+    assert here().last_error is None, here().last_error
 
 
 def world():
@@ -289,7 +289,8 @@ def lost_asset():
 def measured() -> None:
     ticks = sorted(here().ticks_ms)
     told["ticks"] = {"count": len(ticks), "p50_ms": round(ticks[len(ticks) // 2], 3), "p99_ms": round(ticks[int(len(ticks) * 0.99)], 3),
-                     "max_ms": round(ticks[-1], 3)}
+                     "max_ms": round(ticks[-1], 3), "slow": list(here().slow_ticks)}
+    told["log"] = list(here().lines)
 
 
 def walk():
@@ -317,4 +318,5 @@ def tick() -> float | None:
     return None
 
 
+bpy.context.preferences.view.show_splash = False
 bpy.app.timers.register(tick, first_interval=2.0, persistent=True)
