@@ -144,7 +144,8 @@ def _prepare() -> None:
     between.smooth("VEC2", "place")
     info.vertex_out(between)
     info.fragment_out(0, "VEC4", "out_colour")
-    info.depth_write("ANY")
+    if hasattr(info, "depth_write"):         # Blender 4.2 needs no word of it
+        info.depth_write("ANY")
     for name, value in (("LOW", f"({LOG2_LOW})"), ("RANGE", f"{LOG2_RANGE}"), ("SIZE", f"{float(TABLE_SIZE)}")):
         info.define(name, value)
     info.vertex_source(_VERTEX)

@@ -284,3 +284,42 @@ def test_looking_through_the_photo(scene):
     assert np.allclose(seen, (0, 0, -match.RADIUS * 2), atol=1e-5)
     assert math.isclose(camera.data.angle_x, match.FOV_RAD, rel_tol=1e-5)
     assert (scene.render.resolution_x, scene.render.resolution_y) == tuple(camera.data.background_images[0].image.size)
+
+
+# ---------------------------------------------------------------- other Blenders
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["4.2.23", "5.2.3"])
+def test_all_of_it_in_other_blenders(tmp_path, version):
+    """`engine_journal.py` with the built extension: render, passes, error, bake, integration, overlay."""
+    import json
+    import subprocess
+
+    sys.path.insert(0, str(stage.REPOSITORY / "tools"))
+    import blender_pythons
+    import build_extension
+
+    python = blender_pythons.environment(version)
+    if python is None:
+        pytest.skip(f"no environment with bpy {version} here; make one with: python tools/blender_pythons.py {version}")
+    try:
+        archive = build_extension.build(tmp_path / "repository", tmp_path / "work", ["linux-x64"], with_backend=False,
+                                        program=build_extension.find_blender_ext())
+    except SystemExit as stopped:
+        pytest.skip(f"the extension cannot be built here: {stopped}")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "NEAR_", "BLENDER_"))}
+    done = subprocess.run([str(python), str(Path(__file__).with_name("engine_journal.py")), str(archive), str(tmp_path)], cwd=tmp_path,
+                          env={**clean, "NEAR_TEST_PYTHON": sys.executable}, capture_output=True, text=True, timeout=500)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("JOURNAL ")), None)
+    assert line is not None, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    told = json.loads(line.removeprefix("JOURNAL "))
+    errors = told.get("errors", {})
+    assert "error" not in told and set(errors) <= {"overlay_shader"}, told      # the last needs a GPU context without a window
+    assert told["blender"].startswith(version) and told["step"] == "done"
+    assert told["frames"] == ["0001.exr", "0002.exr", "0003.exr"]
+    assert "panoramic" in told["error_text"] and not told["error_file"] and told["after_error"]
+    assert told["bake"][:2] == ["baked", [64, 128, 3]] and np.allclose(told["bake"][2:], (1, 0, 0), atol=0.01)
+    change, scenes, finite = told["integration"]
+    assert change > 0.1 and scenes == 1 and finite
+    assert told["table"][0] == 0 and told["table"][1] > 0.99
+    if not errors:
+        assert np.allclose(told["painted"][:3], told["painted"][0], atol=0.01) and 0.7 < told["painted"][0] < 0.85
