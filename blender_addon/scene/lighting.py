@@ -60,6 +60,7 @@ _maps: OrderedDict[str, np.ndarray] = OrderedDict()      # key -> linear Rec.709
 _sent: dict[str, str] = {}                               # key -> sha256 of the upload
 _main_thread = _thread.get_ident()
 _bakers = {True: bake.Baker(), False: bake.Baker()}      # Blender's render thread has one of its own
+_next: list[tuple[Wish, str, int, float]] = []           # what a viewport wants baked: wish, scene, frame, subframe
 _pending: list[Wish] = []                                # what the main thread's baker is at
 _shown: dict[str, CapturedLight] = {}                    # scene -> newest light, while a newer one is baked
 
@@ -181,17 +182,14 @@ def far_field_warning(depsgraph: bpy.types.Depsgraph) -> str:
 
 
 # ---------------------------------------------------------------- getting it
-def _begin(baker: bake.Baker, wish: Wish, depsgraph: bpy.types.Depsgraph) -> None:
-    scene = depsgraph.scene
+def _begin(baker: bake.Baker, wish: Wish, scene: bpy.types.Scene, frame: int, subframe: float) -> None:
     if wish.probe:
         scene = scene.near_light.probe_scene or scene
     blend, out = baker.paths()
-    parts = {scene} if wish.probe else {scene.world.original}
-    bpy.data.libraries.write(blend, parts, path_remap="ABSOLUTE", fake_user=True)
+    bpy.data.libraries.write(blend, {scene if wish.probe else scene.world}, path_remap="ABSOLUTE", fake_user=True)
     hidden = tuple(item.name for item in scene.objects if is_proxy(item)) if wish.probe else ()
-    current = depsgraph.scene_eval
     baker.begin(bake.Job(out, colour.working_space(), blend, "", scene.name, scene.world.name if scene.world else "", wish.probe, wish.where,
-                         hidden, current.frame_current, current.frame_subframe, wish.rows, wish.samples))
+                         hidden, frame, subframe, wish.rows, wish.samples))
 
 
 def _baked(wish: Wish, rgb: np.ndarray) -> CapturedLight:
@@ -233,12 +231,13 @@ def capture(depsgraph: bpy.types.Depsgraph, should_stop: Callable[[], bool] = la
         return found
     baker = _bakers[_thread.get_ident() == _main_thread]
     baker.abandon()
-    _begin(baker, found, depsgraph)
+    now = depsgraph.scene_eval
+    _begin(baker, found, depsgraph.scene, now.frame_current, now.frame_subframe)
     return _baked(found, _keep(found.key, _wait(baker, should_stop)))
 
 
 def latest(depsgraph: bpy.types.Depsgraph) -> tuple[CapturedLight | None, bool]:
-    """(the newest light there is, whether it is the scene's present one). Never waits; begins a bake where one is needed.
+    """(the newest light there is, whether it is the scene's present one). Never waits; where a bake is needed, `poll` begins it.
 
     Raises:
         NearError: those of `wanted`.
@@ -248,37 +247,42 @@ def latest(depsgraph: bpy.types.Depsgraph) -> tuple[CapturedLight | None, bool]:
     if isinstance(found, CapturedLight):
         _shown[name] = found
         return found, True
-    baker = _bakers[True]
-    if not baker.busy:
-        _pending[:] = [found]
-        _begin(baker, found, depsgraph)
+    now = depsgraph.scene_eval
+    if found not in _pending:
+        _next[:] = [(found, name, now.frame_current, now.frame_subframe)]
     return _shown.get(name), False
 
 
 def poll() -> bool:
-    """Takes over a bake of `latest` that is done; -> whether there is news. For the session's timer; never waits.
+    """Begins the newest bake that `latest` asked for, and takes over what is done; -> whether there is news. Outside of drawing:
+    a .blend is written. Never waits.
 
     Raises:
         NearError: `light-bake`.
     """
     baker = _bakers[True]
-    if not _pending:
-        return False
-    try:
-        pixels = baker.poll()
-    except NearError:
-        _pending.clear()
-        raise
-    if pixels is None:
-        return False
-    wish = _pending.pop()
-    _keep(wish.key, _clean(pixels))
-    return True
+    if _pending:
+        try:
+            pixels = baker.poll()
+        except NearError:
+            _pending.clear()
+            raise
+        if pixels is None:
+            return False
+        _keep(_pending.pop().key, _clean(pixels))
+        return True
+    if _next:
+        wish, name, frame, subframe = _next.pop()
+        scene = bpy.data.scenes.get(name)
+        if scene is not None:
+            _begin(baker, wish, scene, frame, subframe)
+            _pending[:] = [wish]
+    return False
 
 
 def baking() -> bool:
     """Whether the viewport's light is being baked."""
-    return bool(_pending)
+    return bool(_pending or _next)
 
 
 def forget() -> None:
@@ -292,6 +296,7 @@ def close() -> None:
     for baker in _bakers.values():
         baker.close()
     _pending.clear()
+    _next.clear()
     forget()
     _sent.clear()
 
