@@ -266,11 +266,21 @@ def test_the_batch_renders_cameras_times_lights_times_frames_and_keeps_what_is_t
     assert bpy.ops.near.batch_render() == {"CANCELLED"}, "nothing is left to do"
 
 
-def test_looking_through_the_photo(scene):
+def asset_file(path: Path, **record) -> Path:
+    """A file with an asset's record and nothing else."""
+    import json
+
+    text = json.dumps({"__metadata__": {"near": json.dumps({"format": "near-asset", "version": 1, "resolution": 32, **record})}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    return path
+
+
+def test_looking_through_the_photo(scene, tmp_path):
     from blender_addon import match
     from blender_addon.errors import NearError
 
     proxy = next(o for o in scene.objects if o.type == "MESH")
+    proxy.near_relight.asset_path = str(asset_file(tmp_path / "plain.near"))
     with pytest.raises(NearError) as caught:
         match.camera_at_photo(scene, proxy)
     assert caught.value.code == "photo-missing"
@@ -283,7 +293,27 @@ def test_looking_through_the_photo(scene):
     seen = camera.matrix_world.normalized().inverted() @ proxy.matrix_world.translation
     assert np.allclose(seen, (0, 0, -match.RADIUS * 2), atol=1e-5)
     assert math.isclose(camera.data.angle_x, match.FOV_RAD, rel_tol=1e-5)
-    assert (scene.render.resolution_x, scene.render.resolution_y) == tuple(camera.data.background_images[0].image.size)
+    size = tuple(camera.data.background_images[0].image.size)
+    assert (scene.render.resolution_x, scene.render.resolution_y) == size
+
+
+def test_looking_through_the_photo_with_the_camera_it_was_made_with(scene, tmp_path):
+    from blender_addon import match
+    from blender_addon.scene.camera import camera_spec
+    from near.geometry.cameras import orbit_camera
+
+    known = orbit_camera(0.7, 0.3, 2.5, 0.9, 300, 200)
+    K = known.K.clone()
+    K[0, 2], K[1, 2] = 140, 115
+    record = {"cam_from_asset": known.cam_from_world.tolist(), "K": K.tolist(), "width": 300, "height": 200}
+    proxy = next(o for o in scene.objects if o.type == "MESH")
+    proxy.near_relight.asset_path = str(asset_file(tmp_path / "known.near", photo_camera=record))
+    proxy.near_relight.photo = str(stage.SAMPLES / "teapot.png")
+    camera = match.camera_at_photo(scene, proxy)
+    bpy.context.view_layer.update()
+    spec = camera_spec(camera, scene, width=300, height=200)
+    assert np.allclose(spec.cam_from_world, known.cam_from_world.flatten(), atol=1e-5)
+    assert np.allclose(spec.K, K.flatten(), rtol=1e-5, atol=1e-3)
 
 
 # ---------------------------------------------------------------- other Blenders
