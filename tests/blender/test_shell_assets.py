@@ -353,3 +353,22 @@ def test_report_names_versions_and_no_secret(scene):
     client = stage.module("session").get().client
     assert bpy.app.version_string in text and client.info["version"] in text and "session:" in text
     assert client.connection.token not in text and str(Path.home()) not in text
+
+
+def test_a_marked_asset_is_whole_in_another_file(scene, tmp_path):
+    """What the asset browser does on a drop: append from a file whose folder may be out of reach."""
+    import bpy
+
+    create(scene, seed=4)
+    assert bpy.ops.near.asset_mark() == {"FINISHED"}
+    blend = tmp_path / "library" / "x.blend"
+    blend.parent.mkdir()
+    bpy.ops.wm.save_as_mainfile(filepath=str(blend))
+    file = next((blend.parent / "near_assets").iterdir())
+    content = file.read_bytes()
+    shutil.rmtree(file.parent)
+    shutil.rmtree(stage.module("paths").asset_store(), ignore_errors=True)
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    stage.enable()
+    bpy.ops.wm.append(directory=f"{blend}/Object/", filename="teapot")
+    assert stage.module("scene.objects").asset_path(bpy.data.objects["teapot"]).read_bytes() == content
