@@ -16,10 +16,10 @@ SHOWN = [
 ]
 
 
-def _redraw(_settings, context: bpy.types.Context) -> None:
-    from .viewport import redraw
+def _redraw(_settings, _context: bpy.types.Context) -> None:
+    from .viewport import mark_changed
 
-    redraw()
+    mark_changed()
 
 
 class NEAR_PG_light(bpy.types.PropertyGroup):

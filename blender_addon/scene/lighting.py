@@ -211,6 +211,16 @@ def map_of(light: CapturedLight, should_stop: Callable[[], bool] = lambda: False
     return _keep(light.key, _wait(baker, should_stop))
 
 
+def map_at_hand(light: CapturedLight) -> np.ndarray | None:
+    """As `map_of`, but None for a file that was not read yet. Never waits."""
+    return light.rgb_lin709 if light.file is None else _maps.get(light.key)
+
+
+def shown(scene: bpy.types.Scene) -> CapturedLight | None:
+    """The newest light that `latest` gave for a scene."""
+    return _shown.get(scene.name)
+
+
 def _wait(baker: bake.Baker, should_stop: Callable[[], bool]) -> np.ndarray:
     while (pixels := baker.poll()) is None:
         if should_stop():

@@ -45,7 +45,7 @@ def simple_world(world: bpy.types.World | None) -> SimpleWorld | None:
         return SimpleWorld(None, tuple(max(v, 0.0) for v in colour.default_value[:3]), EYE3, strength.default_value)
     texture = _source(colour)
     turn = _texture_turn(texture) if texture is not None else None
-    if turn is None or not _plain_image(texture.image, texture.image_user):
+    if turn is None or not _plain_image(texture.image):
         return None
     return SimpleWorld(texture.image, (1.0, 1.0, 1.0), turn, strength.default_value)
 
@@ -116,7 +116,7 @@ def _neutral(settings: bpy.types.bpy_struct) -> bool:
         and (settings.mapping_x, settings.mapping_y, settings.mapping_z) == ("X", "Y", "Z") and settings.mapping == "FLAT"
 
 
-def _plain_image(image: bpy.types.Image, _user: bpy.types.ImageUser) -> bool:
+def _plain_image(image: bpy.types.Image) -> bool:
     """Whether the image's own pixels are the light: one 2:1 picture of floats, without transparency."""
     image = image.original
     width, height = image.size

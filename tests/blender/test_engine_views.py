@@ -182,7 +182,10 @@ def test_other_passes_and_two_views_at_once(home, gpu, scene):
     from blender_addon import viewport
 
     first, second = viewport.LiveView(), viewport.LiveView()
+    first.changed = second.changed = False
     small, large = Window(scene, 40, 30), Window(scene, 80, 60)
+    scene.near_light.strength = 2.0
+    assert first.changed and second.changed, "a setting reaches every view"
     for shown in ("normal", "depth", "roughness"):
         scene.near_render.shown = shown
         small.draw_until(first, lambda: first.settled and first.texture is not None and first.texture.width == 40)

@@ -139,3 +139,19 @@ def test_working_spaces():
         assert np.allclose(colour.to_lin709(np.ones(3, np.float32), name), 1, atol=1e-3)
         assert np.allclose(colour.from_lin709(rgb @ colour.lin709_from(name).T, name), rgb, atol=1e-5)
     assert colour.lin709_from("Linear Rec.709") is None and colour.from_lin709(rgb, "Linear Rec.709") is rgb
+
+
+def test_the_panels_picture_of_the_light():
+    """+X is the middle of the picture, up is its top: as the world has it, whatever the map's own turn."""
+    from blender_addon.panels.light import light_picture
+    from blender_addon.scene import lighting
+
+    scene = stage.new_scene()
+    pixels = np.full((32, 64, 3), 0.02, np.float32)
+    pixels[4:8, 14:18] = 5.0                  # towards +Y, high up
+    stage.set_world(scene, pixels)
+    plain = light_picture(lighting.capture(graph()))
+    assert plain.shape == (64, 128, 3) and plain[12, 32].min() > 200 and plain[12, 64].max() < 100 and plain[52, 32].max() < 100
+    scene.near_light.rotation = np.pi / 2     # looked up a quarter further on: what was seen at +Y is now seen at +X
+    turned = light_picture(lighting.capture(graph()))
+    assert turned[12, 64].min() > 200 and turned[12, 32].max() < 100
