@@ -72,7 +72,14 @@ class Camera:
         Raises:
             NearError: ``camera-size`` when the result has no pixel or too many.
         """
-        width, height = round(self.width * scale), round(self.height * scale)
+        return self.resized(round(self.width * scale), round(self.height * scale))
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same view on another grid of pixels; K follows.
+
+        Raises:
+            NearError: ``camera-size`` when the result has no pixel or too many.
+        """
         K = self.K.clone()
         K[0] *= width / self.width
         K[1] *= height / self.height
