@@ -14,7 +14,7 @@ from .. import pictures, session, transfer, wire
 from ..client import Client
 from ..errors import NearError
 from ..jobs import Job
-from ..scene import place
+from ..scene import assetfile, place
 from . import common
 
 IMAGES = "*.png;*.jpg;*.jpeg;*.tif;*.tiff;*.bmp;*.webp;*.avif;*.exr"
@@ -26,26 +26,31 @@ class Landing:
     def __init__(self, scene: bpy.types.Scene, name: str, world_from_asset: Matrix | None = None, photo: str = "", hide: str = "") -> None:
         self.scene, self.name, self.photo, self.hide = scene.name, name, photo, hide
         self.world_from_asset = world_from_asset
-        self.object_name = ""
 
-    def put(self, job: Job, path: Path, sha256: str) -> None:
-        """Adds the object, with the last preview as its picture, as one undo step."""
+    def putting(self, job: Job, path: Path, sha256: str) -> transfer.Steps[str]:
+        """Adds the object, with the last preview as its picture, as one undo step; gives way after each heavy part. -> its name."""
+        vertices, faces = assetfile.read_proxy(path)
+        yield
+        mesh = place.mesh_of(self.name, vertices, faces)
+        yield
         scene = bpy.data.scenes.get(self.scene) or bpy.context.scene
-        obj = place.add_proxy(scene, path, sha256, self.name, self.world_from_asset, self.photo)
-        self.object_name = obj.name
+        obj = place.add_proxy(scene, path, sha256, self.name, self.world_from_asset, self.photo, mesh=mesh)
         hidden = bpy.data.objects.get(self.hide) if self.hide else None
         if hidden is not None:
             hidden.hide_render = True
             hidden.hide_set(True)
         if job.preview is not None:
             place.set_preview(obj, pictures.pixels_of(job.preview))
+        name = obj.name                             # no reference is kept: the user may undo before the next step
+        yield
         place.push_undo(job.title)
+        return name
 
 
 def asset_job(title: str, request: Any, landing: Landing) -> Job:
     """A job that lets the backend make an asset and puts it into the scene. `request(job, client)`: a generator of the wire's request."""
 
-    def work(job: Job, client: Client) -> transfer.Steps[tuple[Path, str]]:
+    def work(job: Job, client: Client) -> transfer.Steps[str]:
         job.stage = "sending"
         message = yield from request(job, client)
         made = yield from job.asking(client, message)
@@ -56,11 +61,10 @@ def asset_job(title: str, request: Any, landing: Landing) -> Job:
             raise NearError("asset-damaged", "The asset was damaged on its way.", "Try again.")
         path = yield from place.storing(data, sha256)
         session.get().mark_known(client, sha256)
-        return path, sha256
+        job.stage = "placing"
+        return (yield from landing.putting(job, path, sha256))
 
-    job = Job(title, work)
-    job._on_done = lambda made: landing.put(job, *made)
-    return job
+    return Job(title, work)
 
 
 def checked_photo(text: str) -> Path:

@@ -47,13 +47,16 @@ def blend_path(path: Path) -> str:
 
 
 def add_proxy(scene: bpy.types.Scene, path: Path, sha256: str, name: str, world_from_asset: Matrix | None = None, photo: str = "",
-              select: bool = True) -> bpy.types.Object:
-    """A proxy object for the asset; without a transform it stands on the 3D cursor. Raises as `assetfile.read_proxy`."""
-    vertices, faces = assetfile.read_proxy(path)
-    mesh = mesh_of(name, vertices, faces)
+              select: bool = True, mesh: bpy.types.Mesh | None = None) -> bpy.types.Object:
+    """A proxy object for the asset; without a transform it stands on the 3D cursor. `mesh`: made already with `mesh_of`.
+
+    Raises as `assetfile.read_proxy`.
+    """
+    if mesh is None:
+        mesh = mesh_of(name, *assetfile.read_proxy(path))
     obj = bpy.data.objects.new(name, mesh)
     if world_from_asset is None:
-        lowest = float(vertices[:, 2].min()) if len(vertices) else -0.5
+        lowest = min((corner[2] for corner in obj.bound_box), default=-0.5)
         world_from_asset = Matrix.Translation(scene.cursor.location - Vector((0, 0, lowest)))
     obj.matrix_world = world_from_asset
     data = obj.near_relight
