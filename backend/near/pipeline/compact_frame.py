@@ -82,7 +82,7 @@ class CompactRenderer:
         return Frame(camera, _layers(result, passes, fine))
 
     def _shade(self, item: PlacedAsset, light: Environment, camera: Camera, passes, corrected: bool, cancelled):
-        state = self._assets.fetch(id(item.asset), lambda: self._prepare(item.asset))
+        state = self.discs(item.asset)
         local_camera = camera.moved(item.world_from_asset)
         rotation = item.world_from_asset[:3, :3] / item.scale
         env = Environment(light.rgb_lin709, light.env_from_world @ rotation, light.strength)
@@ -123,6 +123,19 @@ class CompactRenderer:
                 columns.append((incident.irradiance.sum(-1) / free.sum(-1).clamp_min(1e-6)).clamp(0, 1)[:, None])
         values = torch.cat(columns, -1) if columns else torch.zeros(len(rows), 1)
         return gaussians.transformed(item.world_from_asset), values
+
+    def discs(self, asset) -> _AssetState:
+        """An asset's surface discs, asset space: `gaussians`, `surface` (normals, materials), `cloud`."""
+        return self._assets.fetch(id(asset), lambda: self._prepare(asset))
+
+    def radiance(self, asset, light: Environment, camera: Camera) -> Tensor:
+        """Linear radiance [M, 3] of every disc, seen or not, towards a camera in asset space."""
+        state, lit = self.discs(asset), self._light(light)
+        incident = self._incident.fetch((id(asset), light.digest(), tuple(light.env_from_world.flatten().tolist()), light.strength),
+                                        lambda: (asset, light_surface(state.surface, lit.prefiltered, light)))[1]
+        terms = shade_terms(state.surface, incident, lit.prefiltered, light, view_directions(state.cloud.points, camera))
+        return terms.combine(self.models.corrections(state.intrinsic, self.models.light_tokens(lit, light), camera, state.cloud.voxel,
+                                                     state.surface.normals))
 
     def _prepare(self, asset) -> _AssetState:
         cloud = decode_anchors(asset.coords, asset.anchors, asset.resolution)

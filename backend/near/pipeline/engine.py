@@ -57,6 +57,11 @@ class Engine:
             self._renderer = CompactRenderer(self._models)
         return self._models
 
+    def compact_renderer(self):
+        """The compact pack's renderer, loaded."""
+        self._compact()
+        return self._renderer
+
     def _official(self):
         if self._published is None:
             from near.pipeline.published import PublishedPipeline
