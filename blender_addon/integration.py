@@ -162,7 +162,8 @@ def _compose(scene: bpy.types.Scene, other: bpy.types.Scene) -> None:
     for node, mark, place in ((first, "first", (-400, 200)), (second, "second", (-400, -200)), (join, "over", (0, 0))):
         node[MARK], node.location = mark, place
     _switch(join, "use_alpha", "Use Alpha", True)
-    _switch(join, "use_antialias_z", "Anti-Alias", True)
+    # Where neither picture has a depth, smoothing the choice between them would draw dark lines along every edge.
+    _switch(join, "use_antialias_z", "Anti-Alias", False)
     colours = _colours(join)
     depths = [socket for socket in join.inputs if socket.type == "VALUE"]
     for source, sink in ((base or first.outputs["Image"], colours[0]), (first.outputs["Depth"], depths[0]), (second.outputs["Image"], colours[1]),

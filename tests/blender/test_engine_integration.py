@@ -132,7 +132,7 @@ def test_occlusion_and_shadow_against_cycles(scene, tmp_path):
              (("before", inner(index == BEFORE)), ("behind", inner(index == BEHIND)), ("floor", inner(index == FLOOR)), ("asset", inner(index == ASSET)),
               ("all", index >= 0))}
     print({name: round(value, 1) for name, value in score.items()})
-    assert score["before"] > 32 and score["behind"] > 32 and score["floor"] > 32, "ordinary objects are where and as they were"
+    assert min(score["before"], score["behind"], score["floor"]) > 42, "ordinary objects are where and as they were"
     assert score["asset"] > 18 and score["all"] > 24
 
     # The shadow: where Cycles' own mesh darkens the floor, so does the asset, as much.
