@@ -120,7 +120,8 @@ class CompactModels:
     @torch.inference_mode()
     def sample_homogenised(self, coords: Tensor, lifted: LiftedPhoto, shaded: Tensor, photo: Photo, **run) -> Tensor:
         """Homogeniser f_theta: the lighting-homogenised SLAT [L, 8]."""
-        return self._sample(self.homogenizer, coords, lifted, shaded, shaded, photo, "homogenised SLAT", **run).clamp(-1, 1)
+        prior = shaded_slat(lifted.voxel_colour)
+        return self._sample(self.homogenizer, coords, lifted, shaded, prior, photo, "homogenised SLAT", **run).clamp(-1, 1)
 
     def _sample(self, flow: CompactFlow, coords: Tensor, lifted: LiftedPhoto, shaded: Tensor | None, prior: Tensor, photo: Photo,
                 stage: str, *, seed: int, steps: int | None, progress, cancelled) -> Tensor:

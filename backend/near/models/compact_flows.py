@@ -50,7 +50,7 @@ class CompactFlow(nn.Module):
             out_channels=SLAT_CHANNELS, num_blocks=config.blocks, num_heads=config.heads, mlp_ratio=4, patch_size=2,
             num_io_res_blocks=2, io_block_channels=(config.io_width,), pe_mode="ape", qk_rms_norm=True))
         self.conditioner = PatchConditioner(config.width)
-        self.pointwise = PointwisePrior() if config.with_shaded else None
+        self.pointwise = PointwisePrior(config.resolution) if config.with_shaded else None
         self.register_buffer("residual_mean", torch.zeros(SLAT_CHANNELS))
         self.register_buffer("residual_std", torch.ones(SLAT_CHANNELS))
 
@@ -96,7 +96,7 @@ class CompactFlow(nn.Module):
         parts = [noisy, lift] if shaded is None else [noisy, lift, shaded]  # the homogeniser appends columns to the base flow
         x = SparseTensor.create(torch.cat(parts, -1), coords)
         out = self.flow(x, t1000, tokens).feats
-        return out if self.pointwise is None else out + self.pointwise(lift, shaded, list(x.counts)).to(out.dtype)
+        return out if self.pointwise is None else out + self.pointwise(lift, list(x.counts)).to(out.dtype)
 
     @classmethod
     def homogenizer_from(cls, base: "CompactFlow", lora: LoraSettings) -> "CompactFlow":

@@ -1,69 +1,168 @@
-"""Per-voxel intrinsic decomposition: what one voxel's photo colour, its neighbours on the object and the object's statistics
-say about its material. It carries most of the homogeniser's answer; the flow adds what needs context."""
+"""Per-voxel intrinsic decomposition: what one voxel's photo colour, its surroundings, its mirror image and the object as a whole
+say about its material. It carries most of the homogeniser's answer; the flow adds what needs more context."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from near.colour import agx_inverse
 from near.models.lifting import LIFT_CHANNELS
 from near.models.material import SLAT_CHANNELS
 
-LOCAL_CHANNELS = LIFT_CHANNELS + 3 + 7
-GLOBAL_CHANNELS = 25
-DROPOUT = 0.25
+BLURS = (5, 11)  # voxels; what a paint's surroundings look like tells shadow and highlight from colour
+LOCAL_CHANNELS = LIFT_CHANNELS + 7 + 4 * len(BLURS) + 2 * 5
+GLOBAL_CHANNELS = 27
+DROPOUT = 0.15
 LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 
-def local_features(lift: Tensor, shaded: Tensor) -> Tensor:
-    """[L, LOCAL_CHANNELS] of one object: lifted features, shaded colour, its logarithm, hue and contrast to the object."""
-    radiance = agx_inverse(shaded[:, :3] * 0.5 + 0.5).clamp_min(1e-3)
-    log = radiance.log()
-    grey = (radiance @ LUMINANCE.to(radiance)).log()[:, None]
-    return torch.cat([lift, shaded[:, :3], log, grey - grey.mean(), log - grey], -1)
+def log_radiance(lift: Tensor) -> Tensor:
+    """Log of the linear light [L, 3] behind lifted display colours."""
+    return agx_inverse(lift[:, :3].clamp(-1, 1) * 0.5 + 0.5).clamp_min(1e-3).log()
 
 
-def global_features(lift: Tensor, shaded: Tensor) -> Tensor:
-    """[GLOBAL_CHANNELS] of one object: colour and brightness statistics of what the photo sees, where it is bright."""
+def grid_rows(lift: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
+    """Voxel coordinates [L, 3] as the lifted features hold them, and the rows of a dense grid [R, R, R], -1 where empty."""
+    coords = ((lift[:, 17:20] * 0.5 + 0.5) * resolution - 0.5).round().long().clamp(0, resolution - 1)
+    grid = torch.full((resolution,) * 3, -1, dtype=torch.long, device=lift.device)
+    grid[coords[:, 0], coords[:, 1], coords[:, 2]] = torch.arange(len(lift), device=lift.device)
+    return coords, grid
+
+
+def mirror_features(lift: Tensor, log: Tensor, coords: Tensor, grid: Tensor) -> Tensor:
+    """[L, 10]: for the planes x = 0 and y = 0, the mirrored voxel's colour beside one's own, whether the photo sees it (and
+    it is there), and how well its normal mirrors one's own. Most made things are symmetric; hidden sides profit."""
+    parts, last = [], grid.shape[0] - 1
+    for axis in (0, 1):
+        other = coords.clone()
+        other[:, axis] = last - other[:, axis]
+        row = grid[other[:, 0], other[:, 1], other[:, 2]]
+        there = (row >= 0).float()[:, None]
+        row = row.clamp_min(0)
+        sign = torch.ones(3, device=lift.device)
+        sign[axis] = -1
+        agree = (lift[:, 10:13] * lift[row, 10:13] * sign).sum(-1, keepdim=True)
+        seen = lift[row, 8:9] * there
+        parts += [(log[row] - log) * seen, seen, agree * there]
+    return torch.cat(parts, -1)
+
+
+def surroundings(log: Tensor, weight: Tensor, coords: Tensor, resolution: int) -> Tensor:
+    """[L, 4 * len(BLURS)]: seen colour of the neighbourhood beside one's own, and how much of it is seen."""
+    dense = torch.zeros(4, resolution, resolution, resolution, device=log.device)
+    dense[:, coords[:, 0], coords[:, 1], coords[:, 2]] = torch.cat([log * weight, weight], -1).T
+    parts = []
+    for size in BLURS:
+        blurred = dense[None]
+        for axis in range(3):  # a box is separable
+            kernel, padding = [1, 1, 1], [0, 0, 0]
+            kernel[axis], padding[axis] = size, size // 2
+            blurred = F.avg_pool3d(blurred, kernel, 1, padding)
+        near = blurred[0][:, coords[:, 0], coords[:, 1], coords[:, 2]].T * size
+        mass = near[:, 3:4]
+        parts += [torch.where(mass > 1e-4, near[:, :3] / mass.clamp_min(1e-4) - log, torch.zeros(())), mass]
+    return torch.cat(parts, -1)
+
+
+def local_features(lift: Tensor, log: Tensor, resolution: int) -> Tensor:
+    """[L, LOCAL_CHANNELS] of one object: lifted features, logarithm ``log`` of the light, hue and contrast to the object,
+    to the surroundings and to the mirror images."""
+    grey = (log.exp() @ LUMINANCE.to(log)).log()[:, None]
+    coords, grid = grid_rows(lift, resolution)
+    return torch.cat([lift, log, grey - grey.mean(), log - grey, surroundings(log, lift[:, 6:7], coords, resolution),
+                      mirror_features(lift, log, coords, grid)], -1)
+
+
+def global_features(lift: Tensor, log: Tensor, local: Tensor) -> Tensor:
+    """[GLOBAL_CHANNELS] of one object: colour and brightness statistics of what the photo sees, where it is bright, and how
+    symmetric the object is."""
     weight = lift[:, 6:7].clamp_min(1e-4)
     weight = weight / weight.sum()
-    colour = shaded[:, :3]
+    colour = lift[:, :3]
     mean = (colour * weight).sum(0)
     std = ((colour - mean) ** 2 * weight).sum(0).sqrt()
-    radiance = agx_inverse(colour * 0.5 + 0.5).clamp_min(1e-3)
-    grey = (radiance @ LUMINANCE.to(radiance)).log()
+    grey = (log.exp() @ LUMINANCE.to(log)).log()
     seen = grey[lift[:, 8] > 0.5] if (lift[:, 8] > 0.5).any() else grey
     normal = lift[:, 10:13]
     centred = (grey - (grey[:, None] * weight).sum())[:, None]
     towards = (centred * normal * weight).sum(0)
     across = (centred * normal.abs() * weight).sum(0)
-    log_mean = (radiance.log() * weight).sum(0)
+    log_mean = (log * weight).sum(0)
     rest = torch.stack([(lift[:, 3:6].mean(-1) * weight[:, 0]).sum(), (lift[:, 13] * weight[:, 0]).sum(), (centred.square() * weight).sum().sqrt(),
                         torch.tensor(float(len(lift))).log().to(lift)])
-    return torch.cat([mean, std, torch.quantile(seen, QUANTILES.to(seen)), towards, across, log_mean, rest])
+    symmetry = local[:, [-6, -1]].mean(0)  # agreement of normals with the mirror image, per plane
+    return torch.cat([mean, std, torch.quantile(seen, QUANTILES.to(seen)), towards, across, log_mean, rest, symmetry])
+
+
+def prior_features(lift: Tensor, resolution: int) -> Tensor:
+    """[L, LOCAL_CHANNELS + GLOBAL_CHANNELS] of one object's lifted features [L, LIFT_CHANNELS]."""
+    log = log_radiance(lift)
+    local = local_features(lift, log, resolution)
+    return torch.cat([local, global_features(lift, log, local).expand(len(lift), -1)], -1)
+
+
+def _columns() -> tuple[list[int], list[int], list[int]]:
+    """Where :func:`prior_features` holds colours, and vectors with and without a sign, by their first column."""
+    after = LIFT_CHANNELS
+    around = after + 7
+    mirrors = around + 4 * len(BLURS)
+    colours = [0, 3, 20, after, after + 4, *(around + 4 * k for k in range(len(BLURS))), mirrors, mirrors + 5]
+    whole = LOCAL_CHANNELS
+    return colours + [whole, whole + 3, whole + 18], [10, 14, 17, whole + 12], [whole + 15]
+
+
+def seen_otherwise(features: Tensor, order: tuple[int, int, int], swap: bool, flips: tuple[bool, bool]) -> Tensor:
+    """The same object in other hues (colour channels in ``order``), with x and y swapped and flipped: every photo is as
+    true of them. (Luminance weighs the channels unequally; the few columns built on it are left as they are.)"""
+    colours, vectors, lengths = _columns()
+    index, sign = list(range(features.shape[-1])), torch.ones(features.shape[-1])
+    for start in colours:
+        for k, channel in enumerate(order):
+            index[start + k] = start + channel
+    if swap:
+        mirrors = LOCAL_CHANNELS - 10
+        for start in vectors + lengths:
+            index[start], index[start + 1] = start + 1, start
+        first, second = index[mirrors:mirrors + 5], index[mirrors + 5:mirrors + 10]
+        index[mirrors:mirrors + 10] = second + first
+        index[-2], index[-1] = index[-1], index[-2]
+    for start in vectors:
+        for axis, flip in enumerate(flips):
+            if flip:
+                sign[start + axis] = -1
+    return features[..., index] * sign
 
 
 class PointwisePrior(nn.Module):
-    """MLP from :func:`local_features` and :func:`global_features` to a normalised residual [L, 8]."""
+    """From :func:`prior_features` to a normalised residual [L, 8]; each voxel also hears a code pooled over its object,
+    so that what one part shows of the light helps all others."""
 
-    def __init__(self, width: int = 256) -> None:
+    def __init__(self, resolution: int = 32, width: int = 256, code: int = 128) -> None:
         super().__init__()
         channels = LOCAL_CHANNELS + GLOBAL_CHANNELS
+        self.resolution = resolution
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
-        self.mlp = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU(),
-                                 nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, SLAT_CHANNELS))
-        nn.init.zeros_(self.mlp[-1].weight)
-        nn.init.zeros_(self.mlp[-1].bias)
+        self.read = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU())
+        self.pool = nn.Linear(width, code)
+        self.spread = nn.Sequential(nn.Linear(2 * code, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width))
+        self.answer = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU(),
+                                    nn.Linear(width, SLAT_CHANNELS))
+        nn.init.zeros_(self.answer[-1].weight)
+        nn.init.zeros_(self.answer[-1].bias)
 
-    def from_features(self, features: Tensor) -> Tensor:
-        """[L, LOCAL + GLOBAL] -> [L, 8]."""
-        return self.mlp(((features - self.mean) / self.std).clamp(-6, 6))
+    def from_features(self, features: Tensor, counts: list[int]) -> Tensor:
+        """features [N, C] of objects with ``counts`` rows each -> [N, 8]."""
+        weight = features[:, 6:7].clamp_min(1e-3)  # the visible share
+        hidden = self.read(((features - self.mean) / self.std).clamp(-6, 6))
+        pooled = [torch.cat([(w * p).sum(0) / w.sum(), p.amax(0)])
+                  for p, w in zip(self.pool(hidden).split(counts), weight.split(counts))]
+        heard = self.spread(torch.stack(pooled))
+        return self.answer(hidden + torch.cat([h.expand(n, -1) for h, n in zip(heard, counts)]))
 
-    def forward(self, lift: Tensor, shaded: Tensor, counts: list[int]) -> Tensor:
-        """lift [N, LIFT_CHANNELS] and shaded [N, 8] of objects with ``counts`` voxels each, one after the other."""
-        parts = [torch.cat([local_features(a, b), global_features(a, b).expand(len(a), -1)], -1)
-                 for a, b in zip(lift.split(counts), shaded.split(counts))]
-        return self.from_features(torch.cat(parts))
+    def forward(self, lift: Tensor, counts: list[int]) -> Tensor:
+        """lift [N, LIFT_CHANNELS] of objects with ``counts`` voxels each, one after the other -> [N, 8]."""
+        return self.from_features(torch.cat([prior_features(part, self.resolution) for part in lift.split(counts)]), counts)

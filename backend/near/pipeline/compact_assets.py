@@ -15,17 +15,19 @@ from near.geometry.mesh import PbrMesh
 from near.geometry.photo import Photo
 from near.geometry.silhouette import silhouette_mesh
 from near.geometry.surface import sample_surface
-from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_anchors
+from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_anchors, view_directions
 from near.models.compact import CompactModels
 from near.models.compact_renderer import encoder_inputs
 from near.models.lifting import LiftedPhoto, lift_photo
-from near.models.material import decode_colour, encode_colour, encode_material, voxel_mean
+from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
+from near.models.photometry import unexplained
 from near.pipeline.proxy import proxy_mesh
 from near.pipeline.types import CancelCheck, Progress, check
 
 SAMPLES = 90_000  # discs before hidden ones are dropped; ANALYTIC.md section 4: 60k to 120k serve 512 pixels
 TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
-DETAIL_LIMIT = 1.6  # a photo's detail may move a disc's encoded colour by this much at most, as a ratio
+DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
+DETAIL_SHARE, BRIGHTER_SHARE = 0.7, 0.5  # of what light does not explain, paint; chosen on held-out training objects
 
 
 def default_photo_camera(width: int, height: int) -> Camera:
@@ -88,7 +90,7 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     slat = models.sample_homogenised(coords, features, shaded, photo, progress=part(0.65, 0.95), **run)
     slat = slat.half()
     material = models.voxel_material(coords, slat.float())
-    anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material)))
+    anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material, camera)))
     progress("done", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
                   photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
@@ -112,21 +114,20 @@ def reduce_photo(photo: Photo, camera: Camera) -> tuple[Photo, Camera]:
     return reduced, replace(camera, K=K, width=width // factor, height=height // factor)
 
 
-def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor) -> Tensor:
-    """Texture finer than a voxel, from the photo: where a disc is brighter than its voxel in the photo, its base colour
-    is brighter than the voxel's by the same ratio.
+def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, camera: Camera) -> Tensor:
+    """Paint that the voxels' materials miss: where the photo differs from how they look under the light that fits it best,
+    most of the difference is base colour; of what is brighter less, for it may be a highlight.
 
     Args: material [L, 5] encoded. Returns: [M, 5] encoded residual; zero where the photo does not see the disc.
     """
-    count = len(material)
-    linear = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(1e-3)
-    log_colour = linear.log()
-    mean = voxel_mean(log_colour, cloud.voxel, count, lifted.seen)
-    base = decode_colour(material[:, :3])[cloud.voxel].clamp_min(1e-3)
-    trust = lifted.seen.clamp(0, 1).sqrt()[:, None]
-    ratio = ((log_colour - mean[cloud.voxel]).clamp(-DETAIL_LIMIT, DETAIL_LIMIT) * trust).exp()
-    detailed = encode_colour(base * ratio)
-    colour = torch.where(lifted.seen[:, None] > 0, detailed - material[cloud.voxel, :3], torch.zeros(()))
+    of_discs = material[cloud.voxel]
+    linear = decode_material(of_discs)
+    radiance = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(2e-3)
+    seen = lifted.seen.clamp(0, 1)
+    rest = unexplained(cloud, linear, radiance, seen, view_directions(cloud.points, camera))
+    rest = torch.where(rest > 0, rest * BRIGHTER_SHARE, rest).clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
+    painted = linear[:, :3].clamp_min(1e-3) * (rest * DETAIL_SHARE * seen.sqrt()[:, None]).exp()
+    colour = torch.where(seen[:, None] > 0, encode_colour(painted) - of_discs[:, :3], torch.zeros(()))
     return F.pad(colour, (0, 2))
 
 

@@ -1,4 +1,4 @@
-"""``near train``: precompute, renderer, flow, pack."""
+"""``near train``: precompute, relit, renderer, flow, pack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
     """Mount the ``train`` command on an argparse sub-parser collection."""
-    parser = subparsers.add_parser("train", help="train the compact pack (precompute, renderer, flow, pack)")
+    parser = subparsers.add_parser("train", help="train the compact pack (precompute, relit, renderer, flow, pack)")
     stages = parser.add_subparsers(dest="stage", required=True)
 
     pre = stages.add_parser("precompute", help="objects -> anchors, splat matrices, lifted photos, SLAT targets")
@@ -18,6 +18,14 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     pre.add_argument("--part", type=int, default=0, help="this process' share of the objects")
     pre.add_argument("--parts", type=int, default=1)
     pre.set_defaults(run=_precompute)
+
+    relit = stages.add_parser("relit", help="precomputed objects -> photos under many lights and in many paints, for the homogeniser's head")
+    relit.add_argument("cache", type=Path, help="folder made by precompute")
+    relit.add_argument("--hdris", type=Path, required=True)
+    relit.add_argument("-o", "--out", type=Path, required=True, help="folder for the photos; existing entries are kept")
+    relit.add_argument("--part", type=int, default=0, help="this process' share of the objects")
+    relit.add_argument("--parts", type=int, default=1)
+    relit.set_defaults(run=_relit)
 
     for name, text in (("renderer", "encoder, IAD, LAD, light tokenizer and basis, jointly"),
                        ("flow", "the base flow, or with --homogenizer the LoRA homogeniser on top of it")):
@@ -36,7 +44,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         else:
             stage.add_argument("--batch", type=int, default=4)
             stage.add_argument("--homogenizer", type=Path, metavar="BASE_RUN", help="run folder of the trained base flow")
-            stage.add_argument("--pointwise-minutes", type=float, default=5.0, help="first fit of the homogeniser's per-voxel head")
+            stage.add_argument("--relit", type=Path, help="folder made by relit: what the homogeniser's per-voxel head learns from first")
+            stage.add_argument("--pointwise-minutes", type=float, default=25.0, help="first fit of the homogeniser's per-voxel head")
             stage.add_argument("--rank", type=int, default=64, help="rank of the homogeniser's adapters")
         stage.set_defaults(run=_renderer if name == "renderer" else _flow)
 
@@ -55,6 +64,16 @@ def _cached(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.pt"))
     if not files:
         raise NearError("training-cache-empty", f"{folder} holds no precomputed objects.", "Run near train precompute first.")
+    return files
+
+
+def _relit_files(folder: Path | None) -> list[Path]:
+    from near.errors import NearError
+
+    files = sorted(folder.glob("*.pt")) if folder else []
+    if not files:
+        raise NearError("training-relit-missing", "The homogeniser's head needs photos under many lights, and none were given.",
+                        "Run near train relit first and name its folder with --relit.")
     return files
 
 
@@ -84,6 +103,22 @@ def _precompute(args: argparse.Namespace) -> int:
     return 0
 
 
+def _relit(args: argparse.Namespace) -> int:
+    import numba
+    import torch
+    from tqdm import tqdm
+
+    from near.training.relit import relit_folder
+
+    if args.parts > 1:
+        torch.set_num_threads(1)
+        numba.set_num_threads(1)
+    files = _cached(args.cache)
+    with tqdm(total=len(files[args.part::args.parts]), desc="relit") as bar:
+        relit_folder(files, args.hdris, args.out, args.part, args.parts, progress=bar.update)
+    return 0
+
+
 def _renderer(args: argparse.Namespace) -> int:
     from safetensors.torch import load_file
 
@@ -101,13 +136,13 @@ def _renderer(args: argparse.Namespace) -> int:
 
 def _flow(args: argparse.Namespace) -> int:
     import torch
-    from safetensors.torch import load_file, save_model
+    from safetensors.torch import load_file
 
     from near.models.compact_flows import COMPACT_TARGETS, CompactFlow, CompactFlowConfig
     from near.models.homogenizer import LoraSettings
     from near.training.flow_data import FlowData
     from near.training.flows import residual_statistics, train_flow
-    from near.training.pointwise import train_pointwise
+    from near.training.pointwise import RelitData, train_pointwise
 
     config = _loop(args)
     torch.manual_seed(config.seed)
@@ -122,8 +157,8 @@ def _flow(args: argparse.Namespace) -> int:
         flow.residual_mean.copy_(mean)
         flow.residual_std.copy_(std)
         if args.homogenizer:
-            train_pointwise(flow, data, minutes=args.pointwise_minutes, seed=config.seed)
-            save_model(flow.pointwise, str(args.out / "pointwise.safetensors"))
+            photos = RelitData(_relit_files(args.relit))
+            train_pointwise(flow, photos, args.out, minutes=args.pointwise_minutes, seed=config.seed)
     trained = train_flow(flow, data, args.out, config, batch=args.batch)
     _finish(trained.merged() if args.homogenizer else trained, args.out / "flow.safetensors")
     return 0

@@ -61,4 +61,4 @@ class FlowData:
         slat = data["slat"].float()
         weight = torch.ones_like(slat)
         weight[:, HOMOGENEOUS] = 0.3 * data["slat_known"][:, None].float()
-        return FlowItem(coords, lift, shaded, slat, weight, shaded, square)
+        return FlowItem(coords, lift, filled, slat, weight, shaded, square)

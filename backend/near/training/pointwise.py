@@ -1,92 +1,155 @@
-"""First stage of the homogeniser's training: its per-voxel head, on a bank of voxels drawn from every photo."""
+"""First stage of the homogeniser's training: its per-voxel head, on photos of cached objects under many lights.
+
+The loss is the product's own question: shaded under lights the photo never saw, after AgX, how far is the answer from the
+truth? Beside it the SLAT's own distance keeps what no light shows from drifting.
+"""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from safetensors.torch import save_model
+from torch import Tensor
 
+from near.colour import agx_srgb
 from near.models.compact_flows import CompactFlow
-from near.models.pointwise import global_features, local_features
-from near.training.flow_data import FlowData, FlowItem
+from near.models.material import MATERIAL, decode_material, shaded_slat
+from near.models.pointwise import seen_otherwise
+from near.models.shading import DIELECTRIC_F0, split_sum
 from near.training.flows import CHANNEL_WEIGHTS
+from near.training.relit import PERMUTATIONS, ROUGHNESS_KNOTS, hidden_radiance
 
-VOXELS_PER_PHOTO = 96
-PERMUTATIONS = tuple(itertools.permutations(range(3)))[1:]
-BATCH = 4096
-
-
-def permute_colours(item: FlowItem, order: tuple[int, int, int]) -> FlowItem:
-    """The same object in another light's and paint's hues: swapping colour channels of light, photo and material alike is
-    physically exact and keeps a few hundred paints from being known by heart."""
-    lift, swap = item.lift.clone(), list(order)
-    for start in (0, 3, 20):
-        lift[:, start:start + 3] = lift[:, [start + c for c in swap]]
-
-    def slat(values: torch.Tensor) -> torch.Tensor:
-        return values[:, swap + [3, 4] + [5 + c for c in swap]]
-
-    return replace(item, lift=lift, prior=slat(item.prior), target=slat(item.target))
+OBJECTS = 16               # of a step
+RENDERED_SHARE = 0.4       # of the photos are path-traced, the others shaded analytically
+RELIT_WEIGHT = 12.0
+SAME_VIEW_SHARE = 0.5
 
 
-def voxel_bank(flow: CompactFlow, data: FlowData, items: list[tuple[int, int]], seed: int,
-               permute: bool = False) -> dict[str, torch.Tensor]:
-    """Features, priors, targets and weights of random voxels of the given photos, half precision."""
-    generator = torch.Generator().manual_seed(seed)
-    columns: dict[str, list[torch.Tensor]] = {"features": [], "prior": [], "target": [], "weight": []}
-    for obj, photo in tqdm(items, desc="voxel bank", mininterval=5):
-        item = data.item(obj, photo, generator, augment=True, with_square=False)
-        if permute:
-            item = permute_colours(item, PERMUTATIONS[int(torch.randint(len(PERMUTATIONS), (), generator=generator))])
-        rows = torch.randint(len(item.coords), (VOXELS_PER_PHOTO,), generator=generator)
-        features = torch.cat([local_features(item.lift, item.prior)[rows],
-                              global_features(item.lift, item.prior).expand(VOXELS_PER_PHOTO, -1)], -1)
-        for name, value in (("features", features), ("prior", item.prior[rows]), ("target", item.target[rows]), ("weight", item.weight[rows])):
-            columns[name].append(value.half())
-    return {name: torch.cat(values) for name, values in columns.items()}
+def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor) -> Tensor:
+    """Radiance [n, 3] of voxels with linear material [n, 5] under a prepared light; the twin of
+    :func:`near.models.shading.shade_terms` with the light's part computed beforehand. Differentiable."""
+    base, rough, metal = material[:, :3], material[:, 3], material[:, 4:5]
+    knots = torch.tensor(ROUGHNESS_KNOTS)
+    r = rough.clamp(knots[0], knots[-1])
+    at = (torch.searchsorted(knots, r.detach().contiguous()).clamp(1, len(knots) - 1) - 1)
+    blend = ((r - knots[at]) / (knots[at + 1] - knots[at]))[:, None]
+    rows = torch.arange(len(at))
+    reflected = torch.lerp(condition["reflected"][rows, at], condition["reflected"][rows, at + 1], blend)
+    seen = torch.lerp(condition["open_to"][rows, at, None], condition["open_to"][rows, at + 1, None], blend)
+    f0 = DIELECTRIC_F0 * (1 - metal) + base * metal
+    albedo, _ = split_sum(condition["n_dot_v"], rough, f0)
+    dielectric, _ = split_sum(condition["n_dot_v"], rough, torch.full_like(f0, DIELECTRIC_F0))
+    diffuse = base * (1 - metal) * (1 - dielectric)
+    return (diffuse * condition["irradiance"] / torch.pi + albedo * seen * reflected
+            + hidden * (diffuse * (1 - condition["openness"][:, None]) + albedo * (1 - seen)))
 
 
-def train_pointwise(flow: CompactFlow, data: FlowData, *, minutes: float, learning_rate: float = 2e-3, seed: int = 0,
+class RelitData:
+    """Relit caches in memory; ``held_out`` rendered objects, and all that share their shape, are kept apart."""
+
+    def __init__(self, files: list[Path], held_out: int = 24) -> None:
+        self.objects = [torch.load(p, weights_only=True, mmap=True) for p in files]
+        for item in self.objects:
+            item["rendered"] = [k for k, p in enumerate(item["photos"]) if "light" in p]
+            item["hidden"] = torch.stack([torch.stack([hidden_radiance(c, decode_material(t.float()[:, MATERIAL])) for c in item["conditions"]])
+                                          for t in item["targets"]])
+        rendered = [o for o, item in enumerate(self.objects) if item["rendered"]]
+        self.test = rendered[::max(1, len(rendered) // max(held_out, 1))][:held_out]
+        known = {self.objects[o]["name"] for o in self.test}
+        self.train = [o for o, item in enumerate(self.objects) if item["name"] not in known]
+
+    def sample(self, obj: int, generator: torch.Generator, rendered: bool) -> dict[str, Tensor]:
+        """One photo of an object: features, prior, target [V, .] of some voxels, and two lights to be judged under."""
+        data = self.objects[obj]
+        pool = data["rendered"] if rendered and data["rendered"] else range(len(data["photos"]) - len(data["rendered"]))
+        index = pool[int(torch.randint(len(pool), (), generator=generator))]
+        photo, rows, features = data["photos"][index], data["rows"][index], data["features"][index].float()
+        same = [k for k, c in enumerate(data["conditions"]) if c["view"] == photo["view"]]
+        conditions = []
+        for _ in range(2):
+            options = same if torch.rand((), generator=generator) < SAME_VIEW_SHARE else range(len(data["conditions"]))
+            k = options[int(torch.randint(len(options), (), generator=generator))]
+            chosen = {name: v[rows].float() for name, v in data["conditions"][k].items() if name != "view"}
+            conditions.append(chosen | {"hidden": data["hidden"][photo["dressing"], k][None].expand(len(rows), 3)})
+        return {"features": features, "prior": shaded_slat(features[:, :3] * 0.5 + 0.5), "target": data["targets"][photo["dressing"]][rows].float(),
+                "conditions": conditions}
+
+
+def varied(sample: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+    """The sample with colour channels and horizontal axes permuted: few objects, so none may be known by heart."""
+    order = PERMUTATIONS[int(torch.randint(len(PERMUTATIONS), (), generator=generator))]
+    swap, *flips = (torch.rand(3, generator=generator) < 0.5).tolist()
+    swapped = list(order)
+    slat = [*order, 3, 4, *(5 + c for c in order)]
+    conditions = [c | {k: c[k][..., swapped] for k in ("irradiance", "reflected", "hidden")} for c in sample["conditions"]]
+    return {"features": seen_otherwise(sample["features"], order, swap, tuple(flips)), "prior": sample["prior"][:, slat],
+            "target": sample["target"][:, slat], "conditions": conditions}
+
+
+def head_loss(flow: CompactFlow, head, batch: list[dict], judged: dict) -> tuple[Tensor, dict[str, float]]:
+    """Loss of a batch; ``judged`` holds the truth's shade, which depends on the batch alone."""
+    features, prior, target = (torch.cat([b[k] for b in batch]) for k in ("features", "prior", "target"))
+    slat = flow.compose(flow.denormalise(head.from_features(features, [len(b["features"]) for b in batch])), prior)
+    distance = ((slat - target) ** 2 * CHANNEL_WEIGHTS).mean()
+    shown = agx_srgb(torch.cat([shade_voxels(decode_material(slat[:, MATERIAL]), c, c["hidden"]) for c in judged["conditions"]]))
+    relit = (((shown - judged["shown"]) ** 2).mean(-1) * judged["weight"]).sum() / judged["weight"].sum().clamp_min(1)
+    return distance + RELIT_WEIGHT * relit, {"slat": float(distance.detach()), "relit_db": float(-10 * relit.detach().log10())}
+
+
+def judge(batch: list[dict]) -> dict:
+    """The batch's lights side by side, and how the true material looks under them."""
+    target = decode_material(torch.cat([b["target"] for b in batch])[:, MATERIAL])
+    conditions = [{k: torch.cat([b["conditions"][i][k] for b in batch]) for k in batch[0]["conditions"][0]} for i in range(2)]
+    with torch.no_grad():
+        shown = agx_srgb(torch.cat([shade_voxels(target, c, c["hidden"]) for c in conditions]))
+    return {"conditions": conditions, "shown": shown, "weight": torch.cat([c["weight"] for c in conditions])}
+
+
+def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: float, learning_rate: float = 1e-3, seed: int = 0,
                     report: Callable[[str], None] = print) -> None:
-    """Fit ``flow.pointwise`` in place; the average with the least loss on the held-out objects is kept."""
-    banks = [voxel_bank(flow, data, data.train, seed + k, permute=k > 0) for k in (0, 1, 2)]
-    bank = {name: torch.cat([b[name] for b in banks]) for name in banks[0]}
-    del banks
-    test = voxel_bank(flow, data, [(o, p) for o in data.test for p in range(len(data.objects[o]["photos"]))], seed + 1)
+    """Fit ``flow.pointwise`` in place; the average that relights the held-out objects best is kept, also in ``out``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(objects: list[int], rendered: float, vary: bool = False) -> list[dict]:
+        samples = [data.sample(o, generator, float(torch.rand((), generator=generator)) < rendered) for o in objects]
+        return [varied(s, generator) for s in samples] if vary else samples
+
     head = flow.pointwise
-    features = bank["features"].float()
-    head.mean.copy_(features.mean(0))
-    head.std.copy_(features.std(0).clamp_min(1e-3))
-    del features
-    optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=3e-2)
-    average = torch.optim.swa_utils.AveragedModel(head, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
-
-    def loss_of(module, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        slat = flow.compose(flow.denormalise(module.from_features(rows["features"])), rows["prior"])
-        return ((slat - rows["target"]) ** 2 * rows["weight"] * CHANNEL_WEIGHTS).mean()
-
-    started, step, best, kept = time.monotonic(), 0, float("inf"), None
+    if not (head.std != 1).any():
+        sample = torch.cat([b["features"] for b in draw((data.train * 2)[:240], RENDERED_SHARE)])
+        head.mean.copy_(sample.mean(0))
+        head.std.copy_(sample.std(0).clamp_min(1e-3))
+    test = [draw(data.test, 1.0) for _ in range(4)]
+    judged = [judge(batch) for batch in test]
+    optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=5e-2)
+    average = torch.optim.swa_utils.AveragedModel(head, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    started, step, best, seen = time.monotonic(), 0, float("inf"), 0.0
     while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 200) * (1 - 0.98 * share)
+            group["lr"] = learning_rate * min(1, (step + 1) / 200) * (1 - 0.97 * share)
         head.train()
-        rows = torch.randint(len(bank["features"]), (BATCH,))
-        loss = loss_of(head, {k: v[rows].float() for k, v in bank.items()})
+        batch = draw([data.train[int(k)] for k in torch.randint(len(data.train), (OBJECTS,), generator=generator)], RENDERED_SHARE, vary=True)
+        loss, numbers = head_loss(flow, head, batch, judge(batch))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimiser.step()
         average.update_parameters(head)
-        step += 1
-        if step % 250 == 0:
+        step, seen = step + 1, 0.98 * seen + 0.02 * float(loss.detach())
+        if step % 500 == 0:
             average.eval()
             with torch.no_grad():
-                held = float(loss_of(average.module, {k: v.float() for k, v in test.items()}))
+                scores = [head_loss(flow, average.module, b, j) for b, j in zip(test, judged)]
+            held = sum(float(s[0]) for s in scores) / len(scores)
+            mean = {k: sum(s[1][k] for s in scores) / len(scores) for k in numbers}
+            report(f"head step {step} ({share:.0%}): training {seen / (1 - 0.98 ** step):.4f}, held-out {held:.4f}, "
+                   + ", ".join(f"{k} {v:.4f}" for k, v in mean.items()))
             if held < best:  # a few hundred objects are soon known by heart: keep what serves unseen ones
-                best, kept = held, {k: v.clone() for k, v in average.module.state_dict().items()}
-            report(f"pointwise step {step}: training {float(loss.detach()):.4f}, held-out {held:.4f}")
-    head.load_state_dict(kept or average.module.state_dict())
+                best = held
+                save_model(average.module, str(out / "pointwise.safetensors"))
+    from safetensors.torch import load_model
+
+    load_model(head, str(out / "pointwise.safetensors"))

@@ -1,0 +1,183 @@
+"""The homogeniser's per-voxel head and its training photos: analytic light on voxels, symmetry, learning."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from near.colour import agx_srgb
+from near.geometry.cameras import orbit_camera
+from near.lighting import prefilter
+from near.lighting.samples import sample_environment
+from near.models.anchors import build_anchors, decode_anchors
+from near.models.compact_flows import CompactFlow, CompactFlowConfig
+from near.models.harmonics import fibonacci_sphere
+from near.models.lifting import lift_photo
+from near.models.material import decode_material, encode_material, voxel_mean
+from near.models.pointwise import GLOBAL_CHANNELS, LOCAL_CHANNELS, prior_features, seen_otherwise
+from near.models.shading import Surface, light_surface, shade_terms
+from near.splatting import splat
+from near.training.pointwise import RelitData, head_loss, judge, shade_voxels
+from near.training.relit import ROUGHNESS_KNOTS, RelitConfig, build_relit, hidden_radiance, redress
+
+RESOLUTION = 16
+
+
+class OneLight:
+    """A light library of a sample environment."""
+
+    def __init__(self) -> None:
+        self.paths = {"studio": None}
+        env = sample_environment("studio")
+        self._made = env, prefilter(env)
+
+    def get(self, _name: str, _rotation: float, strength: float):
+        env, light = self._made
+        return type(env)(env.rgb_lin709, env.env_from_world, strength), light
+
+
+def cached_ball() -> dict:
+    """A cache entry without renders: a ball, red on one side, seen by two cameras."""
+    normals = fibonacci_sphere(3000)
+    points = normals * 0.45
+    coords, anchors, rows = build_anchors(points, normals, normals, RESOLUTION, spread=0.6)
+    cloud = decode_anchors(coords, anchors, RESOLUTION)
+    base = torch.where(points[rows, :1] > 0, torch.tensor([0.7, 0.1, 0.1]), torch.tensor([0.2, 0.3, 0.4]))
+    material = encode_material(base, torch.full((len(rows),), 0.4), torch.zeros(len(rows)))
+    photos, cameras = [], []
+    for view, yaw in enumerate((0.3, 2.0)):
+        camera = orbit_camera(yaw, 0.2, 2.0, math.radians(40), 64, 64)
+        alpha = splat(cloud.gaussians(), torch.zeros(len(cloud), 1), camera).alpha.clamp(0, 1)
+        lifted = lift_photo(cloud, coords, RESOLUTION, torch.full((64, 64, 3), 0.5), alpha, camera)
+        photos.append({"view": view, "features": lifted.features})
+        cameras.append(camera.cam_from_world)
+    return {"name": "ball", "coords": coords, "anchors": {k: getattr(anchors, k) for k in anchors.__dataclass_fields__},
+            "material": material, "photos": photos, "cam_from_world": torch.stack(cameras), "K": camera.K}
+
+
+@pytest.fixture(scope="module")
+def ball():
+    raw = cached_ball()
+    return raw, build_relit(raw, [raw], OneLight(), RelitConfig(dressings=2, lights=2, conditions=1, voxels=64, resolution=RESOLUTION), 1)
+
+
+def test_a_relit_object_holds_what_the_trainer_reads(ball):
+    raw, made = ball
+    count = len(raw["coords"])
+    assert len(made["photos"]) == 2 * 2 * 2 and len(made["conditions"]) == 2
+    assert made["targets"].shape == (2, count, 8) and made["features"].shape == (8, 64, LOCAL_CHANNELS + GLOBAL_CHANNELS)
+    # The photos show the paint: seen red voxels are redder than seen grey ones.
+    photo = next(p for p in made["photos"] if p["dressing"] == 0 and p["view"] == 0)
+    known = made["static"][0, :, 8] > 0.5
+    red = decode_material(made["targets"][0, :, :5].float())[:, 0] > 0.5
+    tint = photo["mean"][:, 0].float() - photo["mean"][:, 2].float()
+    assert tint[known & red].mean() > tint[known & ~red].mean() + 0.1
+
+
+@pytest.mark.parametrize("metallic", [0.0, 1.0])
+def test_light_on_voxels_agrees_with_the_renderers(ball, metallic):
+    """With roughness at a knot, prepared light times material is :func:`shade_terms` of the voxels' mean surface."""
+    raw, made = ball
+    from near.assets import Anchors
+
+    cloud = decode_anchors(raw["coords"], Anchors(**raw["anchors"]), RESOLUTION)
+    count = len(raw["coords"])
+    mean = lambda x: voxel_mean(x, cloud.voxel, count)
+    material = torch.tensor([0.5, 0.3, 0.2, ROUGHNESS_KNOTS[2], metallic]).expand(count, 5)
+    surface = Surface(F.normalize(mean(cloud.normals), dim=-1), material[:, :3], material[:, 3], material[:, 4], mean(cloud.visibility),
+                      mean(cloud.openness[:, None])[:, 0], mean((cloud.radii ** 2)[:, None])[:, 0])
+    lights = OneLight()
+    generator = torch.Generator().manual_seed(0)
+    from near.training.relit import _conditions, _view
+
+    views = [_view(raw, cloud, raw["coords"], 0, RESOLUTION)]
+    condition = _conditions(cloud, count, views, lights, generator, RelitConfig(conditions=1, exposure_stops=0.0))[0]
+    env, light = lights.get("studio", 0.0, 1.0)
+    eye = F.normalize(mean(views[0]["eye"]), dim=-1)
+    expected = shade_terms(surface, light_surface(surface, light, env), light, env, eye).combine()
+    got = shade_voxels(material, {k: v.float() for k, v in condition.items() if k != "view"}, hidden_radiance(condition, material))
+    assert (agx_srgb(got) - agx_srgb(expected)).abs().max() < 0.01
+
+
+def test_redressing_takes_over_the_means():
+    generator = torch.Generator().manual_seed(3)
+    own, other = torch.rand(500, 5, generator=generator) * 0.4, torch.rand(500, 5, generator=generator) * 0.3
+    own[:, 4], other[:, 4] = 0, 1
+    made = redress(own, other, (0, 1, 2))
+    assert torch.allclose(made[:, :3].clamp_min(2e-3).log().mean(0), other[:, :3].clamp_min(2e-3).log().mean(0), atol=0.05)
+    assert (made[:, 4] == 1).all() and made.min() >= 0 and made.max() <= 1
+
+
+def test_the_mirror_image_is_found(ball):
+    """A ball is symmetric: nearly every voxel has its mirror image, and its normal agrees."""
+    _, made = ball
+    features = prior_features(made["static"][0].float(), RESOLUTION)
+    symmetry = features[0, -2:]
+    assert (symmetry > 0.9).all()
+
+
+def test_seeing_an_object_otherwise_is_exact(ball):
+    """Features of a swapped, flipped object are the swapped, flipped features (but for luminance, which weighs channels)."""
+    raw, made = ball
+    lift = made["static"][0].float().clone()
+    lift[:, :3] = torch.rand(len(lift), 1, generator=torch.Generator().manual_seed(0)) * 2 - 1     # grey: luminance is exact
+    turned = lift.clone()
+    for start in (10, 14, 17):      # x, y -> y, -x
+        turned[:, start], turned[:, start + 1] = lift[:, start + 1], -lift[:, start]
+    expected = prior_features(turned, RESOLUTION)
+    got = seen_otherwise(prior_features(lift, RESOLUTION), (2, 0, 1), True, (False, True))
+    assert (got - expected).abs().max() < 1e-3
+
+
+def test_the_head_learns_the_ball(ball, tmp_path):
+    """Some steps on one object lower the loss on lights that the photos never showed."""
+    _, made = ball
+    torch.save(made, tmp_path / "ball.pt")
+    torch.manual_seed(0)
+    data = RelitData([tmp_path / "ball.pt"], held_out=0)
+    flow = CompactFlow(CompactFlowConfig(resolution=RESOLUTION, width=48, blocks=1, heads=2, io_width=16, with_shaded=True))
+    head = flow.pointwise.train()
+    sample = made["features"].float().flatten(0, 1)
+    head.mean.copy_(sample.mean(0))
+    head.std.copy_(sample.std(0).clamp_min(1e-3))
+    optimiser = torch.optim.Adam(head.parameters(), 3e-3)
+    generator = torch.Generator().manual_seed(0)
+    losses = []
+    for _ in range(60):
+        batch = [data.sample(0, generator, rendered=True) for _ in range(2)]
+        loss, numbers = head_loss(flow, head, batch, judge(batch))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert all(math.isfinite(x) for x in losses) and sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert numbers["relit_db"] > 15
+
+
+def test_paint_is_told_from_light(ball):
+    """A ball of unknown stripes under a sunset, guessed plain grey: the fitted light takes the shading, the stripes remain."""
+    raw, _ = ball
+    from near.assets import Anchors
+    from near.models.anchors import view_directions
+    from near.models.photometry import unexplained
+
+    cloud = decode_anchors(raw["coords"], Anchors(**raw["anchors"]), RESOLUTION)
+    camera = orbit_camera(0.3, 0.2, 2.0, math.radians(40), 64, 64)
+    view = view_directions(cloud.points, camera)
+    env = sample_environment("sunset")
+    light = prefilter(env)
+    stripes = torch.where((cloud.points[:, 2] * 12).floor().long() % 2 == 0, 0.6, 0.3)
+
+    def material(base):
+        return torch.cat([base[:, None].expand(-1, 3), torch.full((len(cloud), 1), 0.9), torch.zeros(len(cloud), 1)], 1)
+
+    truth = cloud.surface(material(stripes))
+    radiance = shade_terms(truth, light_surface(truth, light, env), light, env, view).combine()
+    seen = ((cloud.disc_normals * view).sum(-1) > 0.1).float()
+    rest = unexplained(cloud, material(torch.full((len(cloud),), 0.4)), radiance, seen, view)
+    assert (rest[seen == 0] == 0).all()
+    steep = (rest[(seen > 0) & (stripes > 0.5)].median(0).values - rest[(seen > 0) & (stripes < 0.5)].median(0).values)
+    assert (steep - math.log(2)).abs().max() < 0.2
