@@ -60,6 +60,7 @@ class CompactRenderer:
     def __init__(self, models: CompactModels) -> None:
         self.models = models
         self._assets, self._lights, self._incident = _Cache(16), _Cache(8), _Cache(32)
+        self.shaded_share = 0.0  # of the last asset's voxels, in the last frame
 
     def clear(self) -> None:
         """Drop every cached quantity."""
@@ -67,21 +68,24 @@ class CompactRenderer:
             cache.clear()
 
     def render(self, placed: Sequence[PlacedAsset], light: Environment, camera: Camera, *, passes: Sequence[str],
-               quality: str = "full", corrected: bool = True, cancelled: CancelCheck | None = None) -> Frame:
-        """One frame; see :class:`near.pipeline.types.Frame`. ``corrected=False`` leaves the decoder out."""
+               quality: str = "full", corrected: bool = True, visible_first: bool = True,
+               cancelled: CancelCheck | None = None) -> Frame:
+        """One frame; see :class:`near.pipeline.types.Frame`. ``corrected=False`` leaves the decoder out;
+        ``visible_first=False`` shades what the camera does not see, too (the same picture, to check and to time against)."""
         fine = quality == "full" and max(camera.width, camera.height) * 2 <= SUPERSAMPLE_LIMIT * 2
         target = camera.scaled(2) if fine else camera
         parts, channels = [], []
         for item in placed:
             check(cancelled)
-            gaussians, values = self._shade(item, light, target, passes, corrected and quality == "full", cancelled)
+            gaussians, values = self._shade(item, light, target, passes, corrected and quality == "full", visible_first, cancelled)
             parts.append(gaussians)
             channels.append(values)
         check(cancelled)
         result = splat(_concat(parts), torch.cat(channels), target, SURFACE)
         return Frame(camera, _layers(result, passes, fine))
 
-    def _shade(self, item: PlacedAsset, light: Environment, camera: Camera, passes, corrected: bool, cancelled):
+    def _shade(self, item: PlacedAsset, light: Environment, camera: Camera, passes, corrected: bool, visible_first: bool,
+               cancelled):
         state = self.discs(item.asset)
         local_camera = camera.moved(item.world_from_asset)
         rotation = item.world_from_asset[:3, :3] / item.scale
@@ -91,6 +95,10 @@ class CompactRenderer:
         gaussians = replace(gaussians, scales=gaussians.scales * _close_up(gaussians, local_camera, self.models.config.close_up_scale))
         rows_seen = visible(gaussians, local_camera, SURFACE)
         rows, gaussians = rows[rows_seen], gaussians[rows_seen]
+        drawn = slice(None)
+        if not visible_first:
+            drawn, rows = rows, torch.arange(len(state.cloud))
+        self.shaded_share = len(torch.unique(state.cloud.voxel[rows])) / max(len(item.asset), 1)
         surface, view = state.surface[rows], view_directions(state.cloud.points[rows], local_camera)
         wanted = [p for p in passes if p not in ("alpha", "depth")]
         columns = []
@@ -122,7 +130,7 @@ class CompactRenderer:
                 free = irradiance(surface.normals, None, directions, lit.prefiltered.flux * env.strength)
                 columns.append((incident.irradiance.sum(-1) / free.sum(-1).clamp_min(1e-6)).clamp(0, 1)[:, None])
         values = torch.cat(columns, -1) if columns else torch.zeros(len(rows), 1)
-        return gaussians.transformed(item.world_from_asset), values
+        return gaussians.transformed(item.world_from_asset), values[drawn]
 
     def discs(self, asset) -> _AssetState:
         """An asset's surface discs, asset space: `gaussians`, `surface` (normals, materials), `cloud`."""
