@@ -78,6 +78,25 @@ def speed_table(report: dict) -> list[str]:
     return lines
 
 
+def official_table(report: dict) -> list[str]:
+    """The published models at full size (near bench --pack official-random)."""
+    machine, seconds = report["machine"], report["frame_seconds"]
+    where = f"{machine['cpu']}, {machine['cores']} cores" if report["device"] == "cpu" else report["device"]
+    return head(f"published models, random weights, {report['voxels']} voxels, {report['size']} x {report['size']}, {report['precision']}, {where}", "") + [
+        row("frame, camera moving, light fixed", f"{seconds:.2f} s"),
+        row("the same with every voxel shaded", f"{report['full_seconds']:.2f} s ({report['full_seconds'] / seconds:.1f} times slower, "
+            f"at most {report['agx_error']:.0e} apart after AgX)"),
+        row("voxels shaded", f"{report['shaded_share']:.0%}"),
+        row("arithmetic of the models", f"{report['floor_flop'] / 1e12:.2f} TFLOP, {report['floor_flop'] / seconds / 1e9:.0f} GFLOP/s reached"),
+        row("first frame (asset, light, frame)", f"{report['first']['first frame']:.1f} s")]
+
+
+def stress_table(report: dict) -> list[str]:
+    """What the backend was put through (tools/stress.py)."""
+    return head("the backend under stress", "measured", "wanted") + [
+        row(r["what"], r["measured"] + ("" if r["ok"] else " (missed)"), r["wanted"]) for part in report["parts"].values() for r in part["rows"]]
+
+
 CHECKS = {"rotation_psnr": ("light, camera and asset turned together: PSNR in the mask, dB", "{:.1f}"), "doubling_error": ("twice the light: what is off, %", "{:.2%}"),
           "sum_error": ("two lights against the sum of both: what is off, %", "{:.2%}"),
           "flicker_levels": ("turntable, steps of 1 degree: unsteadiness of a surface point, 8-bit levels", "{:.2f}"),
@@ -151,7 +170,8 @@ TABLES: dict[str, Callable[[dict[str, dict]], list[str] | None]] = {
     "eval": _one("eval-dev.json", eval_table), "models": _one("eval-dev.json", models_table), "consistency": _one("eval-dev.json", consistency_table),
     "paper": lambda reports: paper_table(reports["eval-dev.json"], reports.get("bench-cuda.json"), reports.get("bench-cpu.json"), **variants_of(reports))
     if "eval-dev.json" in reports else None,
-    "ablation": lambda reports: ablation_table(**variants_of(reports)), "speed": _one("bench-cpu.json", speed_table), "gpu": _one("bench-cuda.json", speed_table)}
+    "ablation": lambda reports: ablation_table(**variants_of(reports)), "speed": _one("bench-cpu.json", speed_table), "gpu": _one("bench-cuda.json", speed_table),
+    "official": _one("bench-official-cpu.json", official_table), "stress": _one("stress.json", stress_table)}
 
 
 def filled(text: str, reports: Path) -> str:
