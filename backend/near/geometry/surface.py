@@ -12,6 +12,7 @@ from torch import Tensor
 from near.errors import NearError
 from near.geometry.elimination import eliminate_samples
 from near.geometry.mesh import BLEND, MASK, Material, PbrMesh
+from near.geometry.neighbours import nearest
 from near.geometry.normals import corner_tangents, face_normals
 from near.geometry.textures import MipPyramid, TextureSlot
 
@@ -233,12 +234,12 @@ class _Lookup:
 
 def _footprint_mean(c: _Candidates, attributes: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """Mean over the candidates nearest to each kept sample that lie on its skin."""
-    _, nearest = cKDTree(c.points[kept]).query(c.points, k=min(3, len(kept)), workers=-1)
-    nearest = nearest.reshape(len(c.points), -1)
+    _, nearby = nearest(cKDTree(c.points[kept]), c.points, min(3, len(kept)))
+    nearby = nearby.reshape(len(c.points), -1)
     owner = np.full(len(c.points), -1)
-    for k in range(nearest.shape[1] - 1, -1, -1):
-        same = np.einsum("nc,nc->n", c.geometric, c.geometric[kept][nearest[:, k]]) > SAME_SKIN
-        owner[same] = nearest[same, k]
+    for k in range(nearby.shape[1] - 1, -1, -1):
+        same = np.einsum("nc,nc->n", c.geometric, c.geometric[kept][nearby[:, k]]) > SAME_SKIN
+        owner[same] = nearby[same, k]
     owner[kept] = np.arange(len(kept))
     mine = owner >= 0
     total = np.stack([np.bincount(owner[mine], attributes[mine, k], len(kept)) for k in range(attributes.shape[1])], -1)

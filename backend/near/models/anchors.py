@@ -17,6 +17,7 @@ from torch import Tensor
 
 from near.assets import Anchors
 from near.geometry.cameras import Camera
+from near.geometry.neighbours import nearest
 from near.models.shading import Surface
 from near.models.visibility import bake_visibility, evaluate_visibility
 from near.splatting import Gaussians
@@ -83,7 +84,7 @@ def front_facing(cloud: AnchorCloud, camera: Camera) -> Tensor:
 
 def disc_radii(points: Tensor, neighbours: int = 6) -> Tensor:
     """Mean distance to the nearest neighbours, [M]: follows uneven sampling."""
-    distance, _ = cKDTree(points.numpy()).query(points.numpy(), k=min(neighbours + 1, len(points)), workers=-1)
+    distance, _ = nearest(cKDTree(points.numpy()), points.numpy(), min(neighbours + 1, len(points)))
     return torch.from_numpy(distance[:, 1:].mean(1).astype(np.float32)).clamp(1e-4, 0.1)
 
 

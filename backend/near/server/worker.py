@@ -38,6 +38,12 @@ _DOING = {"ViewRender": "rendering a viewport", "BatchFrame": "rendering a frame
           "Encode": "encoding a mesh", "Export": "exporting", "SetLight": "preparing a light", "Assets": "loading an asset"}
 
 
+def _fragile(code: Any) -> bool:
+    """Code that must not be left half-way: half an import cannot be repaired, and native code that joins its own threads
+    (scipy's trees) frees the memory they write to when an exception passes."""
+    return any(mark in code.co_filename for mark in _NOT_INSIDE) or (code.co_name == "join" and code.co_filename == threading.__file__)
+
+
 class Job:
     """One `Run`: also the `Watch` that its work sees."""
 
@@ -132,8 +138,8 @@ class Worker:
         if job is None or not job.stop.is_set() or now - self._interrupted_at < INTERRUPT_AGAIN_S:
             return
         while frame is not None:
-            if any(mark in frame.f_code.co_filename for mark in _NOT_INSIDE):
-                return                     # half an import cannot be repaired; we are asked again soon
+            if _fragile(frame.f_code):
+                return                     # we are asked again soon
             frame = frame.f_back
         self._interrupted_at = now
         raise Cancelled()
