@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 _MAX_CELLS_A_SIDE = 192
+PIECE = 16_384  # points a compiled call works on: between the calls the work can be cancelled
 
 
 def eliminate_samples(points: np.ndarray, normals: np.ndarray, count: int, area: float) -> np.ndarray:
@@ -44,40 +45,44 @@ def _near(points, normals, i, j, reach2):
     return d2
 
 
-@njit(cache=True)
 def _neighbours(points, normals, cell, start, side, reach):
     """CSR of crowding weights (1 - d / reach)^8; i's row holds every j != i within reach."""
     m = len(points)
     indptr = np.zeros(m + 1, np.int64)
-    indices = np.empty(0, np.int32)
-    weights = np.empty(0, np.float32)
-    for fill in range(2):
-        if fill:
-            for i in range(m):
-                indptr[i + 1] += indptr[i]
-            indices = np.empty(indptr[m], np.int32)
-            weights = np.empty(indptr[m], np.float32)
-        for i in range(m):
-            n = indptr[i]
-            found = 0
-            for x in range(max(cell[i, 0] - 1, 0), min(cell[i, 0] + 2, side)):
-                for y in range(max(cell[i, 1] - 1, 0), min(cell[i, 1] + 2, side)):
-                    row = (x * side + y) * side
-                    for j in range(start[row + max(cell[i, 2] - 1, 0)], start[row + min(cell[i, 2] + 1, side - 1) + 1]):
-                        if j == i:
-                            continue
-                        d2 = _near(points, normals, i, j, reach * reach)
-                        if d2 >= 0:
-                            if fill:
-                                w = 1 - np.sqrt(d2) / reach
-                                w *= w
-                                w *= w
-                                indices[n + found] = j
-                                weights[n + found] = w * w
-                            found += 1
-            if not fill:
-                indptr[i + 1] = found
+    nothing = np.empty(0, np.int32), np.empty(0, np.float32)
+    for first in range(0, m, PIECE):
+        _gather(points, normals, cell, start, side, reach, first, min(first + PIECE, m), indptr, *nothing)
+    np.cumsum(indptr, out=indptr)
+    indices, weights = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    for first in range(0, m, PIECE):
+        _gather(points, normals, cell, start, side, reach, first, min(first + PIECE, m), indptr, indices, weights)
     return indptr, indices, weights
+
+
+@njit(cache=True)
+def _gather(points, normals, cell, start, side, reach, first, last, indptr, indices, weights):
+    """Rows first to last: counts them into indptr[i + 1] while ``indices`` is empty, else fills them."""
+    fill = len(indices) > 0
+    for i in range(first, last):
+        n = indptr[i]
+        found = 0
+        for x in range(max(cell[i, 0] - 1, 0), min(cell[i, 0] + 2, side)):
+            for y in range(max(cell[i, 1] - 1, 0), min(cell[i, 1] + 2, side)):
+                row = (x * side + y) * side
+                for j in range(start[row + max(cell[i, 2] - 1, 0)], start[row + min(cell[i, 2] + 1, side - 1) + 1]):
+                    if j == i:
+                        continue
+                    d2 = _near(points, normals, i, j, reach * reach)
+                    if d2 >= 0:
+                        if fill:
+                            w = 1 - np.sqrt(d2) / reach
+                            w *= w
+                            w *= w
+                            indices[n + found] = j
+                            weights[n + found] = w * w
+                        found += 1
+        if not fill:
+            indptr[i + 1] = found
 
 
 @njit(cache=True)
@@ -98,29 +103,38 @@ def _sift_down(heap, place, crowd, k, size):
     place[item] = k
 
 
-@njit(cache=True)
 def _eliminate(indptr, indices, weights, count):
+    """Rows that remain."""
     m = len(indptr) - 1
-    crowd = np.zeros(m, np.float32)
+    crowd, heap, place, alive = np.zeros(m, np.float32), np.arange(m, dtype=np.int32), np.arange(m, dtype=np.int32), np.ones(m, np.bool_)
+    _crowding(indptr, weights, crowd, heap, place)
+    for size in range(m, count, -PIECE):
+        _remove(indptr, indices, weights, crowd, heap, place, alive, size, max(size - PIECE, count))
+    return np.nonzero(alive)[0]
+
+
+@njit(cache=True)
+def _crowding(indptr, weights, crowd, heap, place):
+    m = len(crowd)
     for i in range(m):
         total = np.float32(0)
         for k in range(indptr[i], indptr[i + 1]):
             total += weights[k]
         crowd[i] = total
-    heap = np.arange(m).astype(np.int32)
-    place = np.arange(m).astype(np.int32)
     for k in range(m // 2 - 1, -1, -1):
         _sift_down(heap, place, crowd, k, m)
-    alive = np.ones(m, np.bool_)
-    for size in range(m - 1, count - 1, -1):
+
+
+@njit(cache=True)
+def _remove(indptr, indices, weights, crowd, heap, place, alive, size, least):
+    for end in range(size - 1, least - 1, -1):
         worst = heap[0]
         alive[worst] = False
-        heap[0] = heap[size]
+        heap[0] = heap[end]
         place[heap[0]] = 0
-        _sift_down(heap, place, crowd, 0, size)
+        _sift_down(heap, place, crowd, 0, end)
         for k in range(indptr[worst], indptr[worst + 1]):
             j = indices[k]
             if alive[j]:
                 crowd[j] -= weights[k]
-                _sift_down(heap, place, crowd, place[j], size)
-    return np.nonzero(alive)[0]
+                _sift_down(heap, place, crowd, place[j], end)
