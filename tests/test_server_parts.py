@@ -286,3 +286,13 @@ def test_settings_are_checked(tmp_path):
     for wrong in ({"name": "../x"}, {"name": ""}, {"device": "quantum"}, {"allow_roots": (tmp_path / "none",)}):
         with pytest.raises(NearError):
             ServeConfig(home=tmp_path, **wrong)
+
+
+def test_a_cancellation_spares_what_must_not_be_left_half_way():
+    """Joining threads that native code started is such a place; waiting for our own pool's result is not."""
+    import threading
+
+    from near.server.worker import _fragile
+
+    assert _fragile(threading.Thread.join.__code__)
+    assert not _fragile(threading.Condition.wait.__code__)
