@@ -104,9 +104,7 @@ class CompactRenderer:
         columns = []
         if "color" in wanted or "shadow" in wanted:
             lit = self._light(light)
-            incident: IncidentLight = self._incident.fetch(
-                (id(item.asset), light.digest(), tuple(env.env_from_world.flatten().tolist()), light.strength),
-                lambda: (item.asset, light_surface(state.surface, lit.prefiltered, env)))[1]
+            incident = self._incident_light(item.asset, state, lit, env)
             incident = IncidentLight(incident.irradiance[rows], incident.hidden_lin709)
         for name in wanted:
             if name == "color":
@@ -139,11 +137,15 @@ class CompactRenderer:
     def radiance(self, asset, light: Environment, camera: Camera) -> Tensor:
         """Linear radiance [M, 3] of every disc, seen or not, towards a camera in asset space."""
         state, lit = self.discs(asset), self._light(light)
-        incident = self._incident.fetch((id(asset), light.digest(), tuple(light.env_from_world.flatten().tolist()), light.strength),
-                                        lambda: (asset, light_surface(state.surface, lit.prefiltered, light)))[1]
+        incident = self._incident_light(asset, state, lit, light)
         terms = shade_terms(state.surface, incident, lit.prefiltered, light, view_directions(state.cloud.points, camera))
         return terms.combine(self.models.corrections(state.intrinsic, self.models.light_tokens(lit, light), camera, state.cloud.voxel,
                                                      state.surface.normals))
+
+    def _incident_light(self, asset, state: _AssetState, lit: PreparedLight, env: Environment) -> IncidentLight:
+        """What a light, turned into the asset's space, does to all its discs; the cache keeps the asset alive that its key names."""
+        key = (id(asset), lit.environment.digest(), tuple(env.env_from_world.flatten().tolist()), env.strength)
+        return self._incident.fetch(key, lambda: (asset, light_surface(state.surface, lit.prefiltered, env)))[1]
 
     def _prepare(self, asset) -> _AssetState:
         cloud = decode_anchors(asset.coords, asset.anchors, asset.resolution)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_model
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from near.colour import agx_srgb
@@ -150,6 +150,4 @@ def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: f
             if held < best:  # a few hundred objects are soon known by heart: keep what serves unseen ones
                 best = held
                 save_model(average.module, str(out / "pointwise.safetensors"))
-    from safetensors.torch import load_model
-
     load_model(head, str(out / "pointwise.safetensors"))
