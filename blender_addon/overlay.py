@@ -13,7 +13,7 @@ import bpy
 import numpy as np
 from bpy.app.handlers import persistent
 
-from . import match, session, viewport
+from . import match, proxydepth, session, viewport
 from .engine import ENGINE
 from .errors import as_near_error
 from .scene.objects import proxies
@@ -22,7 +22,7 @@ TABLE_SIZE = 33
 LOG2_LOW, LOG2_RANGE = -8.0, 15.0      # the table's axes are log2(x + 2^-8), up to 2^7
 
 _handles: list = []
-_live: dict[int, viewport.LiveView] = {}     # region -> its view
+_live: dict[int, OverlayView] = {}           # region -> its view
 _shader = _quad = None
 
 
@@ -115,10 +115,20 @@ void main() {
   float z = texture(depths, place).r;
   if (colour.a < 0.004 || z < 0.0) discard;
   float view_z = push_back - z;
+  // The proxy itself must not hide its asset's picture. Its neighbourhood, since viewports jitter their samples.
+  ivec2 size = textureSize(proxies, 0), here = ivec2(place * vec2(size));
+  float nearest = NOTHING;
+  for (int y = -1; y <= 1; y++)
+    for (int x = -1; x <= 1; x++)
+      nearest = max(nearest, texelFetch(proxies, clamp(here + ivec2(x, y), ivec2(0), size - 1), 0).r);
+  view_z = max(view_z, nearest + abs(nearest) * 1e-3);
   float ndc = perspective > 0.5 ? (p22 * view_z + p23) / -view_z : p22 * view_z + p23;
   gl_FragDepth = clamp(ndc * 0.5 + 0.5, 0.0, 1.0);
-  vec3 code = (log2(max(colour.rgb / colour.a, vec3(0.0)) + exp2(LOW)) - LOW) / RANGE;
-  vec3 shown = texture(table, clamp(code, 0.0, 1.0) * (1.0 - 1.0 / SIZE) + 0.5 / SIZE).rgb;
+  vec3 shown = colour.rgb / colour.a;
+  if (tone_mapped) {
+    vec3 code = (log2(max(shown, vec3(0.0)) + exp2(LOW)) - LOW) / RANGE;
+    shown = texture(table, clamp(code, 0.0, 1.0) * (1.0 - 1.0 / SIZE) + 0.5 / SIZE).rgb;
+  }
   // Set by Blender: the target encodes what is written, so it must be given linear values.
   if (srgbTarget) shown = mix(shown / 12.92, pow((shown + 0.055) / 1.055, vec3(2.4)), greaterThan(shown, vec3(0.04045)));
   out_colour = vec4(shown * colour.a, colour.a);
@@ -135,10 +145,12 @@ def _prepare() -> None:
     info = gpu.types.GPUShaderCreateInfo()
     for name in ("push_back", "p22", "p23", "perspective"):
         info.push_constant("FLOAT", name)
+    info.push_constant("BOOL", "tone_mapped")
     info.push_constant("BOOL", "srgbTarget")
     info.sampler(0, "FLOAT_2D", "picture")
     info.sampler(1, "FLOAT_2D", "depths")
     info.sampler(2, "FLOAT_3D", "table")
+    info.sampler(3, "FLOAT_2D", "proxies")
     info.vertex_in(0, "VEC2", "position")
     between = gpu.types.GPUStageInterfaceInfo("near_overlay")
     between.smooth("VEC2", "place")
@@ -146,7 +158,7 @@ def _prepare() -> None:
     info.fragment_out(0, "VEC4", "out_colour")
     if hasattr(info, "depth_write"):         # Blender 4.2 needs no word of it
         info.depth_write("ANY")
-    for name, value in (("LOW", f"({LOG2_LOW})"), ("RANGE", f"{LOG2_RANGE}"), ("SIZE", f"{float(TABLE_SIZE)}")):
+    for name, value in (("LOW", f"({LOG2_LOW})"), ("RANGE", f"{LOG2_RANGE}"), ("SIZE", f"{float(TABLE_SIZE)}"), ("NOTHING", f"({proxydepth.NOTHING})")):
         info.define(name, value)
     info.vertex_source(_VERTEX)
     info.fragment_source(_FRAGMENT)
@@ -154,12 +166,15 @@ def _prepare() -> None:
     _quad = batch_for_shader(_shader, "TRIS", {"position": [(-1, -1), (1, -1), (1, 1), (-1, 1)]}, indices=[(0, 1, 2), (0, 2, 3)])
 
 
-def paint(view: viewport.LiveView, window_matrix) -> None:
-    """Draws a view's newest picture into the bound framebuffer, depth-tested. `window_matrix`: of the region now."""
+def paint(view: viewport.LiveView, window_matrix, proxies_texture=None) -> None:
+    """Draws a view's newest picture into the bound framebuffer, depth-tested. `window_matrix`: of the region now;
+    `proxies_texture`: of a `ProxyDepth`."""
     import gpu
 
     if _shader is None:
         _prepare()
+    if proxies_texture is None:
+        proxies_texture = gpu.types.GPUTexture((1, 1), format="R32F", data=gpu.types.Buffer("FLOAT", 1, [proxydepth.NOTHING]))
     gpu.state.blend_set("ALPHA_PREMULT")
     gpu.state.depth_test_set("LESS_EQUAL")
     gpu.state.depth_mask_set(True)
@@ -168,31 +183,59 @@ def paint(view: viewport.LiveView, window_matrix) -> None:
     _shader.uniform_float("p22", window_matrix[2][2])
     _shader.uniform_float("p23", window_matrix[2][3])
     _shader.uniform_float("perspective", float(view.camera.spec.projection == "perspective"))
+    _shader.uniform_bool("tone_mapped", [view.tone_mapped])
     _shader.uniform_sampler("picture", view.texture)
     _shader.uniform_sampler("depths", view.depth_texture)
     _shader.uniform_sampler("table", table.bound())
+    _shader.uniform_sampler("proxies", proxies_texture)
     _quad.draw(_shader)
     gpu.state.depth_mask_set(False)
     gpu.state.depth_test_set("NONE")
     gpu.state.blend_set("NONE")
 
 
+class OverlayView(viewport.LiveView):
+    """A live view that knows where its proxies are."""
+
+    def __init__(self) -> None:
+        super().__init__(depth=True)
+        self.proxy_depth = proxydepth.ProxyDepth()
+        self._proxies: list = []
+
+    def draw(self, context: bpy.types.Context) -> None:
+        """Brings itself up to date and paints."""
+        region, data, graph = context.region, context.region_data, context.view_layer.depsgraph
+        if self.changed:
+            self._proxies = proxydepth.seen(graph)
+        self.update(graph, region, data)
+        if self.texture is not None and self.depth_texture is not None and table.ready(context.scene):
+            self.proxy_depth.draw(self._proxies, region.width, region.height, data.view_matrix, data.window_matrix)
+            paint(self, data.window_matrix, self.proxy_depth.texture)
+
+    def close(self) -> None:
+        super().close()
+        self.proxy_depth = proxydepth.ProxyDepth()
+
+
+def is_wanted(context: bpy.types.Context) -> bool:
+    """Whether the viewport being drawn shows assets in this way: over other engines, and passes that hold data in ours."""
+    scene, space = context.scene, context.space_data
+    if scene.render.engine == ENGINE and space.shading.type == "RENDERED":
+        return scene.near_render.shown != "color" and bool(proxies(scene))
+    return scene.near_render.overlay and space.overlay.show_overlays and bool(proxies(scene))
+
+
 def _draw() -> None:
     """The draw handler of all 3D viewports; an exception in it would fill the console, so none leaves it."""
     context = bpy.context
-    scene, region, region_data, space = context.scene, context.region, context.region_data, context.space_data
-    if not scene.near_render.overlay or not space.overlay.show_overlays or not proxies(scene):
-        return
-    if scene.render.engine == ENGINE and space.shading.type == "RENDERED":
+    if not is_wanted(context):
         return
     try:
-        view = _live.get(region.as_pointer())
+        view = _live.get(context.region.as_pointer())
         if view is None:
             _prune()
-            view = _live[region.as_pointer()] = viewport.LiveView(depth=True)
-        view.update(context.view_layer.depsgraph, region, region_data)
-        if view.texture is not None and view.depth_texture is not None and table.ready(scene):
-            paint(view, region_data.window_matrix)
+            view = _live[context.region.as_pointer()] = OverlayView()
+        view.draw(context)
     except Exception as error:
         session.get().report(as_near_error(error))
 
@@ -240,6 +283,9 @@ def _drop_views() -> None:
 # ---------------------------------------------------------------- noticing changes
 @persistent
 def _changed(_scene, depsgraph=None) -> None:
+    for update in depsgraph.updates if depsgraph is not None and _live else ():
+        if update.is_updated_geometry:
+            proxydepth.forget(update.id.name_full)
     for view in _live.values():
         view.changed = True
 
@@ -247,6 +293,7 @@ def _changed(_scene, depsgraph=None) -> None:
 @persistent
 def _file_loaded(*_args) -> None:
     _drop_views()
+    proxydepth.clear()
     table.key = None
 
 
@@ -269,4 +316,5 @@ def unregister() -> None:
     if bpy.app.timers.is_registered(_measure):
         bpy.app.timers.unregister(_measure)
     _drop_views()
+    proxydepth.clear()
     _shader = _quad = table.texture = table.key = None

@@ -34,6 +34,7 @@ class LiveView:
         self.error: NearError | None = None
         self.status = ""
         self.texture = self.depth_texture = None  # GPUTextures of the newest frame
+        self.tone_mapped = True                   # whether the newest frame is light; data is shown as it is
         self.camera: camera.ViewCamera | None = None    # that the newest frame was made with
         self._placed: list = []
         self._light: lighting.CapturedLight | None = None
@@ -111,7 +112,7 @@ class LiveView:
         if frame is None:
             return
         with frame:
-            seq = frame.message.seq
+            seq, self.tone_mapped = frame.message.seq, next(iter(frame.layers)) == "color"
             pixels = display_pixels({name: frame.array(name) for name in frame.layers})
             depth = frame.array("depth")[::-1].astype(np.float32) if self.wants_depth else None
         self.camera = self._cameras.get(seq, self.camera)
@@ -128,7 +129,8 @@ class LiveView:
 
 
 def display_pixels(layers: dict[str, np.ndarray]) -> np.ndarray:
-    """float32 [h, w, 4] premultiplied, in the working space, rows from the bottom: what a viewport shows of a pass."""
+    """float32 [h, w, 4] premultiplied, rows from the bottom: what a viewport shows of a pass. Colour in the working space, to go
+    through the display transform; all other passes as display values."""
     name = next(iter(layers))
     value = layers[name][::-1].astype(np.float32)
     if name == "color":
@@ -140,6 +142,8 @@ def display_pixels(layers: dict[str, np.ndarray]) -> np.ndarray:
         value = np.where(there, 1 - 0.9 * (np.where(there, value, low) - low) / max(high - low, 1e-6), 0)
     elif name == "normal":
         value = value * 0.5 + 0.5
+    elif name == "base_color":
+        value = np.where(value <= 0.0031308, value * 12.92, 1.055 * np.maximum(value, 0.0031308) ** (1 / 2.4) - 0.055)   # sRGB
     rgb = np.repeat(value, 3, -1) if value.shape[-1] == 1 else value
     return np.concatenate([rgb * alpha, alpha], -1)
 
@@ -171,7 +175,8 @@ def close_view(engine_id: int) -> None:
 
 
 class ViewportDrawing:
-    """The viewport half of the render engine."""
+    """The viewport half of the render engine. It draws light; passes that hold data must not go through Blender's display
+    transform, to which all that is drawn here is subject, so the overlay's handler draws those (`overlay.is_wanted`)."""
 
     def _scene_changed(self, _context: bpy.types.Context, _depsgraph: bpy.types.Depsgraph) -> None:
         view = _of_engines.get(id(self))
@@ -183,6 +188,11 @@ class ViewportDrawing:
         from gpu_extras.presets import draw_texture_2d
 
         view, region = _of_engines.get(id(self)), context.region
+        if depsgraph.scene.near_render.shown != "color":
+            close_view(id(self))
+            error = session.get().last_error if session.get().state == "failed" else None
+            self.update_stats("NeAR Relight", f"{error.what} {error.remedy}" if error else "")
+            return
         if view is None:
             view = _of_engines[id(self)] = LiveView()
         view.update(depsgraph, region, context.region_data)

@@ -138,7 +138,7 @@ def overlay_shader() -> None:
     window = scene.camera.calc_matrix_camera(graph, x=16, y=16)
     camera = part("scene.camera").ViewCamera(part("scene.camera").camera_spec(scene.camera, scene, graph, width=16, height=16), 0.0)
     picture, depth = np.ones((16, 16, 4), np.float32), np.full((16, 16, 1), 2.0, np.float32)
-    view = SimpleNamespace(camera=camera, texture=viewport._texture(picture, "RGBA16F"), depth_texture=viewport._texture(depth, "R32F"))
+    view = SimpleNamespace(camera=camera, texture=viewport._texture(picture, "RGBA16F"), depth_texture=viewport._texture(depth, "R32F"), tone_mapped=True)
     target = gpu.types.GPUOffScreen(16, 16, format="RGBA32F")
     with target.bind():
         buffer = gpu.state.active_framebuffer_get()

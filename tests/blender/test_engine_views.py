@@ -99,7 +99,7 @@ def test_the_overlay_is_drawn_with_colour_and_depth(gpu, kind):
     picture, depth = np.zeros((64, 96, 4), np.float32), np.full((64, 96, 1), -1, np.float32)
     picture[16:48, 24:72], picture[16:48, 72:80] = (0.5, 0.2, 0.1, 1), (0.25, 0.1, 0.05, 0.5)
     depth[16:48, 24:80] = 2.0 + camera.pushed_back_m
-    view = SimpleNamespace(camera=camera, texture=viewport._texture(picture, "RGBA16F"), depth_texture=viewport._texture(depth, "R32F"))
+    view = SimpleNamespace(camera=camera, texture=viewport._texture(picture, "RGBA16F"), depth_texture=viewport._texture(depth, "R32F"), tone_mapped=True)
     target = gpu.types.GPUOffScreen(96, 64, format="RGBA32F")
     with target.bind():
         buffer = gpu.state.active_framebuffer_get()
@@ -120,6 +120,73 @@ def test_the_overlay_is_drawn_with_colour_and_depth(gpu, kind):
     assert drawn[32, 48] == pytest.approx(ndc * 0.5 + 0.5, abs=1e-5)
     assert not colour[2, 2].any() and drawn[2, 2] == 1
     assert (behind[..., :3] == (0, 0, 1)).all()
+
+
+def drawn_over(gpu, scene, distances, picture_distance: float, **values) -> np.ndarray:
+    """The overlay's colour [64, 96, 4] over cubes of a colour of their own at `distances`: the first is its proxy, drawn already."""
+    from blender_addon import overlay, proxydepth, viewport
+    from blender_addon.scene.camera import view_camera_spec
+
+    graph = bpy.context.evaluated_depsgraph_get()
+    window, view_matrix = scene.camera.calc_matrix_camera(graph, x=96, y=64), scene.camera.matrix_world.inverted()
+    camera = view_camera_spec(SimpleNamespace(width=96, height=64), SimpleNamespace(window_matrix=window, view_matrix=view_matrix, is_perspective=True))
+    view = SimpleNamespace(camera=camera, texture=viewport._texture(np.full((64, 96, 4), (0.5, 0.2, 0.1, 1), np.float32), "RGBA16F"), tone_mapped=True,
+                           depth_texture=viewport._texture(np.full((64, 96, 1), picture_distance, np.float32), "R32F"))
+    vars(view).update(values)
+    from mathutils import Matrix
+
+    def at(distance: float) -> Matrix:
+        return scene.camera.matrix_world @ Matrix.Translation((0, 0, -distance - 0.5))       # its front is that far away
+
+    target, depth_of = gpu.types.GPUOffScreen(96, 64, format="RGBA32F"), proxydepth.ProxyDepth()
+    found = proxydepth.seen(graph)
+    assert len(found) == 1
+    depth_of.draw([(found[0][0], at(distances[0]))], 96, 64, view_matrix, window)
+    with target.bind():
+        buffer = gpu.state.active_framebuffer_get()
+        ndc = min((window[2][2] * -d + window[2][3]) / d for d in distances) * 0.5 + 0.5
+        buffer.clear(color=(0, 0, 1, 1), depth=ndc)
+        overlay.paint(view, window, depth_of.texture)
+        colour = np.array(buffer.read_color(0, 0, 96, 64, 4, 0, "FLOAT").to_list()).reshape(64, 96, 4)
+    target.free()
+    return colour
+
+
+def test_its_own_proxy_does_not_hide_the_overlay_and_other_objects_do(gpu, tmp_path):
+    from blender_addon import overlay, proxydepth
+    from near.colour import agx_srgb
+
+    scene = stage.new_scene(96, 64)
+    (tmp_path / "thing.near").write_bytes(b"-")
+    proxy = stage.add_proxy(scene, tmp_path / "thing.near")
+    bpy.context.view_layer.update()
+    overlay.table.measure(scene)
+    shown = agx_srgb(np.array([0.5, 0.2, 0.1], np.float32))
+    for proxy_distance in (1.9, 2.0, 2.1):              # before the picture, at it, behind it
+        colour = drawn_over(gpu, scene, [proxy_distance], 2.0)
+        assert np.abs(colour[32, 48, :3] - shown).max() < 1.5 / 255, proxy_distance
+    assert (drawn_over(gpu, scene, [1.9, 1.5], 2.0)[32, 48, :3] == (0, 0, 1)).all(), "what stands before both hides it"
+    proxy.data.vertices.add(1)
+    proxydepth.forget(proxy.data.name_full)
+    assert not proxydepth._batches
+    proxydepth.clear()
+
+
+def test_data_is_shown_as_it_is(gpu, tmp_path):
+    """Normals and the like are numbers: 0.5 is 0.5 on the screen, whatever the view transform."""
+    from blender_addon import overlay, viewport
+
+    scene = stage.new_scene(96, 64)
+    (tmp_path / "thing.near").write_bytes(b"-")
+    stage.add_proxy(scene, tmp_path / "thing.near")
+    bpy.context.view_layer.update()
+    overlay.table.measure(scene)
+    normal, alpha = np.full((64, 96, 3), (0.0, 0.6, -0.8), np.float32), np.ones((64, 96, 1), np.float32)
+    texture = viewport._texture(viewport.display_pixels({"normal": normal, "alpha": alpha}), "RGBA16F")
+    colour = drawn_over(gpu, scene, [2.0], 2.0, texture=texture, tone_mapped=False)
+    assert np.abs(colour[32, 48, :3] - (0.5, 0.8, 0.1)).max() < 1e-3
+    base = viewport.display_pixels({"base_color": np.full((1, 1, 3), 0.214, np.float32), "alpha": np.ones((1, 1, 1), np.float32)})
+    assert np.abs(base[0, 0, :3] - 0.5).max() < 1e-3, "a colour without light: sRGB"
 
 
 # ---------------------------------------------------------------- live views
