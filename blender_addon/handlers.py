@@ -8,7 +8,7 @@ from pathlib import Path
 import bpy
 from bpy.app.handlers import persistent
 
-from . import paths, session
+from . import paths, session, viewport
 from .errors import NearError
 from .scene import objects
 
@@ -76,6 +76,7 @@ def _save_post(filepath: str = "", *_) -> None:
         kept, waiting = folder / f"{sha256}.near", paths.asset_store(create=False) / f"{sha256}.near"
         if kept.is_file() and waiting.is_file() and kept.stat().st_size == waiting.stat().st_size:
             waiting.unlink(missing_ok=True)
+    viewport.mark_changed()                    # views must look for the files where they are now
 
 
 def bring_assets(blend: Path) -> None:

@@ -166,9 +166,9 @@ def _prepare() -> None:
     _quad = batch_for_shader(_shader, "TRIS", {"position": [(-1, -1), (1, -1), (1, 1), (-1, 1)]}, indices=[(0, 1, 2), (0, 2, 3)])
 
 
-def paint(view: viewport.LiveView, window_matrix, proxies_texture=None) -> None:
-    """Draws a view's newest picture into the bound framebuffer, depth-tested. `window_matrix`: of the region now;
-    `proxies_texture`: of a `ProxyDepth`."""
+def paint(view: viewport.LiveView, window_matrix, proxies_texture=None, among_objects: bool = True) -> None:
+    """Draws a view's newest picture into the bound framebuffer, depth-tested if `among_objects`. `window_matrix`: of the region
+    now; `proxies_texture`: of a `ProxyDepth`."""
     import gpu
 
     if _shader is None:
@@ -176,8 +176,8 @@ def paint(view: viewport.LiveView, window_matrix, proxies_texture=None) -> None:
     if proxies_texture is None:
         proxies_texture = gpu.types.GPUTexture((1, 1), format="R32F", data=gpu.types.Buffer("FLOAT", 1, [proxydepth.NOTHING]))
     gpu.state.blend_set("ALPHA_PREMULT")
-    gpu.state.depth_test_set("LESS_EQUAL")
-    gpu.state.depth_mask_set(True)
+    gpu.state.depth_test_set("LESS_EQUAL" if among_objects else "NONE")
+    gpu.state.depth_mask_set(among_objects)
     _shader.bind()
     _shader.uniform_float("push_back", view.camera.pushed_back_m)
     _shader.uniform_float("p22", window_matrix[2][2])
@@ -202,40 +202,43 @@ class OverlayView(viewport.LiveView):
         self.proxy_depth = proxydepth.ProxyDepth()
         self._proxies: list = []
 
-    def draw(self, context: bpy.types.Context) -> None:
+    def draw(self, context: bpy.types.Context, among_objects: bool) -> None:
         """Brings itself up to date and paints."""
         region, data, graph = context.region, context.region_data, context.view_layer.depsgraph
-        if self.changed:
+        if self.changed and among_objects:
             self._proxies = proxydepth.seen(graph)
         self.update(graph, region, data)
-        if self.texture is not None and self.depth_texture is not None and table.ready(context.scene):
+        if self.texture is None or self.depth_texture is None or not table.ready(context.scene):
+            return
+        if among_objects:
             self.proxy_depth.draw(self._proxies, region.width, region.height, data.view_matrix, data.window_matrix)
-            paint(self, data.window_matrix, self.proxy_depth.texture)
+        paint(self, data.window_matrix, self.proxy_depth.texture, among_objects)
 
     def close(self) -> None:
         super().close()
         self.proxy_depth = proxydepth.ProxyDepth()
 
 
-def is_wanted(context: bpy.types.Context) -> bool:
-    """Whether the viewport being drawn shows assets in this way: over other engines, and passes that hold data in ours."""
+def wanted(context: bpy.types.Context) -> str:
+    """How the viewport being drawn shows assets here: "objects", among those of another engine; "data", a pass that holds data in
+    our engine's own viewport; or empty, not at all."""
     scene, space = context.scene, context.space_data
     if scene.render.engine == ENGINE and space.shading.type == "RENDERED":
-        return scene.near_render.shown != "color" and bool(proxies(scene))
-    return scene.near_render.overlay and space.overlay.show_overlays and bool(proxies(scene))
+        return "data" if scene.near_render.shown != "color" and proxies(scene) else ""
+    return "objects" if scene.near_render.overlay and space.overlay.show_overlays and proxies(scene) else ""
 
 
-def _draw() -> None:
-    """The draw handler of all 3D viewports; an exception in it would fill the console, so none leaves it."""
+def _draw(where: str) -> None:
+    """A draw handler of all 3D viewports; an exception in it would fill the console, so none leaves it."""
     context = bpy.context
-    if not is_wanted(context):
+    if wanted(context) != where:
         return
     try:
         view = _live.get(context.region.as_pointer())
         if view is None:
             _prune()
             view = _live[context.region.as_pointer()] = OverlayView()
-        view.draw(context)
+        view.draw(context, where == "objects")
     except Exception as error:
         session.get().report(as_near_error(error))
 
@@ -301,8 +304,8 @@ _HANDLERS = (("depsgraph_update_post", _changed), ("frame_change_post", _changed
 
 
 def register() -> None:
-    for function, moment in ((_draw, "POST_VIEW"), (_draw_wipe, "POST_PIXEL")):
-        _handles.append(bpy.types.SpaceView3D.draw_handler_add(function, (), "WINDOW", moment))
+    for function, arguments, moment in ((_draw, ("objects",), "POST_VIEW"), (_draw, ("data",), "POST_PIXEL"), (_draw_wipe, (), "POST_PIXEL")):
+        _handles.append(bpy.types.SpaceView3D.draw_handler_add(function, arguments, "WINDOW", moment))
     for name, handler in _HANDLERS:
         getattr(bpy.app.handlers, name).append(handler)
 

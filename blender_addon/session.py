@@ -20,6 +20,7 @@ from .errors import Cancelled, NearError, as_near_error
 from .jobs import Job
 from .process import Choice, LocalBackend, Setup
 from .scene import assetfile
+from .sending import Sender
 
 CONNECT_SECONDS = 20.0
 _LOST = ("backend-gone", "backend-silent", "token-refused", "backend-not-running", "connection-closed")
@@ -91,6 +92,8 @@ class Session:
         self._wanted = False
         self._retry_at, self._retry_wait = 0.0, _RETRY_FIRST
         self._known: set[tuple[str, str]] = set()      # (backend, sha256) that it has from us
+        self._sender = Sender()
+        self._sender_of = ""                           # the backend that it sends to
         self._callbacks: list[Callable[[], None]] = []
         self.state = "idle"
         self.last_error: NearError | None = None
@@ -164,6 +167,7 @@ class Session:
         try:
             changed = self._advance()
             changed = self._advance_jobs() or changed
+            changed = self._advance_sending() or changed
             changed = self._advance_setup() or changed
         except Exception as error:             # a raise would silently end Blender's timer
             self.report(as_near_error(error))
@@ -186,6 +190,7 @@ class Session:
         try:
             if link.advance(self._choose(), self._auto_start() or bool(self.jobs)):
                 self.state, self._retry_wait = "ready", _RETRY_FIRST
+                self._sender.pardon()
                 if self.last_error is not None and self.last_error.code in _LOST:
                     self.last_error = None
             else:
@@ -222,7 +227,7 @@ class Session:
         for link in self._links.values():
             link.drop()
         self._wanted, self.state = False, "idle"
-        self._known.clear()
+        self.forget_files()
 
     def stop(self, patience_s: float = 0.0) -> None:
         """Disconnects and ends the backend that we started."""
@@ -242,7 +247,7 @@ class Session:
     def busy(self) -> bool:
         """Whether the timer should be quick."""
         link = self._links[True]
-        return bool(self.jobs or self.state in ("starting", "connecting") or (link.client is not None and link.client.pending))
+        return bool(self.jobs or self._sender.busy or self.state in ("starting", "connecting") or (link.client is not None and link.client.pending))
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -287,6 +292,29 @@ class Session:
     def forget_files(self) -> None:
         """Send everything again: the backend said that it lacks a file it once had."""
         self._known.clear()
+        self._sender.forget()
+
+    def soon(self, key: str, source: Callable[[], transfer.Steps[bytes]], kind: str) -> str:
+        """For drawing: the sha256 of a file once the backend has it; empty while the timer sends it. Never waits. `key` names the
+        content that `source` reads, `kind` as for `put_file`.
+
+        Raises:
+            NearError: it could not be read or was refused.
+        """
+        def sending() -> transfer.Steps[str]:
+            data = yield from source()
+            return (yield from self.putting(self._links[True].client, data, kind))
+
+        return self._sender.sha256(key, sending)
+
+    def _advance_sending(self) -> bool:
+        client = self._links[True].client
+        if client is None or client.state != "ready":
+            return False
+        if self._sender_of != _backend_of(client):
+            self._sender_of = _backend_of(client)
+            self._sender.forget()
+        return self._sender.advance(client)
 
     # -- jobs and the setup --------------------------------------------------------------------------------------
 
@@ -359,6 +387,7 @@ class Session:
 
     def clear_error(self) -> None:
         self.last_error = None
+        self._sender.pardon()
         self.notify()
 
     def log(self, text: str) -> None:

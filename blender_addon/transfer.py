@@ -90,6 +90,15 @@ def fetching(client: Client, sha256: str) -> Steps[bytes]:
             return b"".join(pieces)
 
 
+def value_of(steps: Steps[T]) -> T:
+    """The value of a generator that waits for nobody, at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 def drive(steps: Steps[T], client: Client, should_stop: Callable[[], bool] = lambda: False) -> T:
     """Runs a generator to its end, reading what arrives meanwhile; -> its value.
 

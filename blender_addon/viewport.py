@@ -1,4 +1,4 @@
-"""Live views: what changed is asked for, what arrives is drawn; nothing here waits but for sending a new light.
+"""Live views: what changed is asked for, what arrives is drawn; nothing here waits.
 
 While something moves the frame is a small draft, newest wins (`client.viewport`); when all has been still for a moment the
 full one follows. The same `LiveView` serves the engine's viewports and the overlay of other engines' (`overlay.py`).
@@ -11,9 +11,9 @@ import time
 import bpy
 import numpy as np
 
-from . import rendering, session, wire
+from . import rendering, session, transfer, wire
 from .errors import Cancelled, NearError, as_near_error
-from .scene import camera, colour, lighting
+from .scene import assetfile, camera, colour, lighting
 from .scene.objects import placed_assets
 
 STILL_S = 0.15
@@ -86,21 +86,31 @@ class LiveView:
         if not self._placed or self._light is None:
             self.texture = self.depth_texture = None
             return
+        sent = self._sent(here)
+        if sent is None:
+            self.status = "NeAR: sending the asset and its light"
+            return
         settings = depsgraph.scene.near_render
-        full = self._scene(here, settings, camera.view_camera_spec(region, region_data))
+        full = self._scene(sent, settings, camera.view_camera_spec(region, region_data))
         if full != self._asked:
             self._asked, self._asked_full, self._moved_at = full, False, time.monotonic()
             view = camera.view_camera_spec(region, region_data, settings.draft_scale)
-            self._submit(self._scene(here, settings, view, "draft"), view)
+            self._submit(self._scene(sent, settings, view, "draft"), view)
             begin_ticking()
         elif not self._asked_full and time.monotonic() - self._moved_at >= STILL_S:
             self._asked_full = True
             self._submit(full, camera.view_camera_spec(region, region_data))
 
-    def _scene(self, here: session.Session, settings, view: camera.ViewCamera, quality: str = "full") -> wire.Scene:
+    def _sent(self, here: session.Session) -> tuple[wire.LightSpec, list[str]] | None:
+        """(light, hashes of the assets) once the backend has them all; the timer redraws when they have arrived."""
+        light = lighting.light_spec_soon(self._light, here)
+        sha256s = [here.soon(f"asset {assetfile.state_of(p.path)}", lambda path=p.path: transfer.reading(path, "asset file", "asset-file-missing"), "asset")
+                   for p in self._placed]
+        return (light, sha256s) if light is not None and all(sha256s) else None
+
+    def _scene(self, sent: tuple[wire.LightSpec, list[str]], settings, view: camera.ViewCamera, quality: str = "full") -> wire.Scene:
         passes = [settings.shown, *(["alpha"] if settings.shown != "color" else []), *(["depth"] if self.wants_depth and settings.shown != "depth" else [])]
-        shot = rendering.Shot(tuple(self._placed), view.spec, (), tuple(passes), quality, "f2")
-        return rendering.wire_scene(shot, lighting.light_spec(self._light, here), [here.put_asset(p.path) for p in self._placed])
+        return rendering.wire_scene(rendering.Shot(tuple(self._placed), view.spec, (), tuple(passes), quality, "f2"), *sent)
 
     def _submit(self, scene: wire.Scene, view: camera.ViewCamera) -> None:
         seq = self._viewport.submit(scene)
@@ -176,7 +186,7 @@ def close_view(engine_id: int) -> None:
 
 class ViewportDrawing:
     """The viewport half of the render engine. It draws light; passes that hold data must not go through Blender's display
-    transform, to which all that is drawn here is subject, so the overlay's handler draws those (`overlay.is_wanted`)."""
+    transform, to which all that is drawn here is subject, so the overlay's handler draws those (`overlay.wanted`)."""
 
     def _scene_changed(self, _context: bpy.types.Context, _depsgraph: bpy.types.Depsgraph) -> None:
         view = _of_engines.get(id(self))

@@ -26,7 +26,7 @@ from journey import stage  # noqa: E402
 
 
 def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "1280x800", display: int = 77, timeout_s: float = 1500,
-            quick: bool = False) -> dict:
+            quick: bool = False, setup: bool = False) -> dict:
     """Runs it; -> what `inside.py` measured. Raises RuntimeError with Blender's last words when it did not arrive at its end."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="near-journey-") as scratch:
@@ -35,7 +35,7 @@ def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "
         bound = [REPOSITORY, folder, *_python_folders(python)]
         environment = {"LIBGL_ALWAYS_SOFTWARE": "1", "NEAR_JOURNEY": json.dumps({
             "folder": str(folder), "archive": archive.name, "python": str(python), "samples": str(REPOSITORY / "backend" / "near" / "samples"),
-            "quick": quick}), "NEAR_HOME": str(folder / "home"), "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
+            "quick": quick, "setup": setup}), "NEAR_HOME": str(folder / "home"), "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
         with stage.mounted(root, bound), stage.screen(root, display, size) as name:
             width, height = size.split("x")
             command = ["blender", "--factory-startup", "-p", "0", "0", width, height, "--python",
@@ -93,6 +93,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "out" / "journey")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="of the environment that has near-relight; default: this one")
     parser.add_argument("--archive", type=Path, help="the extension; default: built now")
+    parser.add_argument("--setup", action="store_true", help="set the backend up by the add-on's own button (downloads PyTorch)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller frames")
     args = parser.parse_args()
     if why := stage.missing():
@@ -102,7 +103,7 @@ def main() -> int:
     if archive is None:
         work = REPOSITORY / "build" / "extension"
         archive = build_extension.build(work / "journey", work, ["linux-x64"], with_backend=False, program=None)
-    told = journey(args.root.resolve(), args.out, args.python, archive, quick=args.quick)
+    told = journey(args.root.resolve(), args.out, args.python, archive, quick=args.quick, setup=args.setup)
     print(json.dumps({key: value for key, value in told.items() if key != "steps"}, indent=1))
     return 0
 

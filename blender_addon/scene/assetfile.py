@@ -12,13 +12,22 @@ import numpy as np
 from ..errors import NearError
 
 _MAX_HEADER = 16 << 20
-_shas: dict[tuple, str] = {}           # (path, size, mtime) -> sha256
+_shas: dict[str, str] = {}             # path, size, mtime -> sha256
+
+
+def state_of(path: Path) -> str:
+    """Names the file's content without reading it. Raises NearError `asset-file-missing`."""
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise _missing(path, error) from None
+    return f"{path} {info.st_size} {info.st_mtime_ns}"
 
 
 def sha256_of(path: Path) -> str:
     """The file's hash, computed once per state of the file. Raises OSError."""
     info = os.stat(path)
-    key = (str(path), info.st_size, info.st_mtime_ns)
+    key = f"{path} {info.st_size} {info.st_mtime_ns}"
     if key not in _shas:
         if len(_shas) > 500:
             _shas.clear()
@@ -63,8 +72,7 @@ def _header(path: Path) -> tuple[dict, dict, int]:
             header = json.loads(file.read(size))
             return json.loads(header["__metadata__"]["near"]), header, 8 + size
     except OSError as error:
-        raise NearError("asset-file-missing", f"The asset file {path.name} cannot be read ({error.strerror}).",
-                        "Find the file, or create the asset again.") from None
+        raise _missing(path, error) from None
     except (ValueError, KeyError, TypeError):
         raise _damaged(path) from None
 
@@ -77,6 +85,11 @@ def _tensor(path: Path, entry: dict, start: int, dtype: str, kind: type) -> np.n
     with open(path, "rb") as file:
         file.seek(start + begin)
         return np.frombuffer(file.read(end - begin), kind).reshape(rows, 3)
+
+
+def _missing(path: Path, error: OSError) -> NearError:
+    return NearError("asset-file-missing", f"The asset file {path.name} cannot be read ({error.strerror}).",
+                     "Find the file, or create the asset again.")
 
 
 def _damaged(path: Path) -> NearError:

@@ -18,13 +18,14 @@ import bpy
 import numpy as np
 from mathutils import Euler, Vector
 
-from .. import wire
+from .. import transfer, wire
 from ..errors import Cancelled, NearError
 from . import bake, colour, world
 from .objects import is_proxy
 
 MOST_MAPS = 8
 HALF_MOST = 65504.0
+BAND_ROWS = 64             # of a map, at a time
 PROBE_REACH = 2.0          # light from nearer than this many asset sizes is not far away
 
 
@@ -312,24 +313,53 @@ def close() -> None:
 
 
 # ---------------------------------------------------------------- sending it
-def light_file(light: CapturedLight) -> bytes:
-    """The map as .npy: half floats where they hold it exactly, else float32."""
+def light_file(light: CapturedLight) -> transfer.Steps[bytes]:
+    """The map as .npy: half floats where they hold it exactly, else float32. In bands: a large map takes a while."""
     rgb = light.rgb_lin709
-    if rgb.max() <= HALF_MOST:
-        half = rgb.astype(np.float16)
-        rgb = half if np.array_equal(half, rgb) else rgb
+    bands, exact = [], bool(rgb.max() <= HALF_MOST)
+    for top in range(0, len(rgb), BAND_ROWS) if exact else ():
+        band = rgb[top:top + BAND_ROWS]
+        bands.append(band.astype(np.float16))
+        yield
+        if not np.array_equal(bands[-1], band):
+            exact = False
+            break
+    if not exact:
+        bands = [rgb[top:top + BAND_ROWS] for top in range(0, len(rgb), BAND_ROWS)]
     file = io.BytesIO()
-    np.save(file, rgb, allow_pickle=False)
+    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(bands[0].dtype), "fortran_order": False, "shape": rgb.shape})
+    for band in bands:
+        file.write(np.ascontiguousarray(band).tobytes())
+        yield
     return file.getvalue()
 
 
+def _reading(light: CapturedLight) -> transfer.Steps[bytes]:
+    if light.file is None:
+        return (yield from light_file(light))
+    return (yield from transfer.reading(light.file, "light file", "light-missing"))
+
+
 def light_spec(light: CapturedLight, session, should_stop: Callable[[], bool] = lambda: False) -> wire.LightSpec:
-    """For a scene on the wire; sends the map unless this backend has it. Raises as `Session.put_file`."""
-    numbers = {"env_from_world": light.env_from_world, "strength": light.strength}
+    """For a scene on the wire; sends the map unless this backend has it, and waits. Raises as `Session.put_file`."""
     if light.rgb_lin709 is None and light.file is None:
-        return wire.LightSpec(uniform_lin709=light.uniform_lin709, **numbers)
+        return _spec(light)
     sha256 = _sent.get(light.key, "")
     if not sha256 or not session.known(sha256):
-        sha256 = session.put_file(light.file if light.file is not None else light_file(light), "hdri", should_stop)
+        source = light.file if light.file is not None else transfer.value_of(light_file(light))
+        sha256 = session.put_file(source, "hdri", should_stop)
         _sent[light.key] = sha256
-    return wire.LightSpec(sha256, **numbers)
+    return _spec(light, sha256)
+
+
+def light_spec_soon(light: CapturedLight, session) -> wire.LightSpec | None:
+    """The same for drawing: None while the map is on its way. Never waits. Raises as `Session.soon`."""
+    if light.rgb_lin709 is None and light.file is None:
+        return _spec(light)
+    sha256 = session.soon(f"light {light.key}", lambda: _reading(light), "hdri")
+    return _spec(light, sha256) if sha256 else None
+
+
+def _spec(light: CapturedLight, sha256: str = "") -> wire.LightSpec:
+    numbers = {"env_from_world": light.env_from_world, "strength": light.strength}
+    return wire.LightSpec(sha256, **numbers) if sha256 else wire.LightSpec(uniform_lin709=light.uniform_lin709, **numbers)

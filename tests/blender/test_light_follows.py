@@ -92,7 +92,9 @@ def test_a_texture_is_read_once_and_its_turn_and_strength_are_numbers():
     # The file that is sent holds the values exactly, as half floats where those suffice.
     import io
 
-    sent = np.load(io.BytesIO(lighting.light_file(first)))
+    from blender_addon import transfer
+
+    sent = np.load(io.BytesIO(transfer.value_of(lighting.light_file(first))))
     assert sent.dtype == np.float16 and np.array_equal(sent.astype(np.float32), stage.hdri_pixels(16))
 
 
