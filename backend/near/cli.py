@@ -21,6 +21,7 @@ COMMANDS = {
     "inspect": ("near.commands.inspect", "what an asset file holds"),
     "demo": ("near.commands.demo", "sample photo to turntable, light sweep and contact sheet"),
     "eval": ("near.commands.eval", "the four tasks of a bench folder, with scores and sheets"),
+    "ablation": ("near.commands.ablation", "what the renderer is given, and how deep it is, against the scores"),
     "bench": ("near.commands.bench", "how fast this machine is, beside Cycles where Blender's module is there"),
     "doctor": ("near.commands.doctor", "what works here, what is missing, what to do about it"),
     "weights": ("near.weights.cli", "list, pull, verify and remove weights"),

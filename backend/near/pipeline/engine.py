@@ -48,6 +48,19 @@ class Engine:
 
     # -- loading -------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def of(cls, models, like: "Engine") -> "Engine":
+        """An engine around compact models that are loaded already, on the device of another engine."""
+        from near.pipeline.compact_frame import CompactRenderer
+
+        engine = cls(like.pack, str(like.device))
+        engine._models, engine._renderer = models, CompactRenderer(models)
+        return engine
+
+    def compact_models(self):
+        """The compact pack's models, loaded."""
+        return self._compact()
+
     def _compact(self):
         if self._models is None:
             from near.models.compact import CompactModels
