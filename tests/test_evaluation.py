@@ -317,6 +317,16 @@ def test_spread_by_hand():
     assert spread([np.full(4, 1.0), np.full(4, 3.0)]) == pytest.approx(1.0)
 
 
+def test_parts_of_a_spread():
+    from near.evaluation.consistency import spread_parts
+
+    still, names = np.random.default_rng(0).random((50, 6)), ("exposure_share", "cast_share", "local_share")
+    noise = np.random.default_rng(1).normal(size=(50, 6))
+    for k, change in enumerate((np.ones((50, 6)), np.tile([1.0, 0, -1], 2) * np.ones((50, 1)), noise - noise.mean(0))):
+        parts = spread_parts(np.stack([still, still + 0.1 * change]))
+        assert parts[names[k]] == pytest.approx(1.0) and sum(parts.values()) == pytest.approx(1.0)
+
+
 def test_consistency_command(small_bench, tmp_path, monkeypatch, capsys):
     from near.cli import main
 
@@ -340,20 +350,23 @@ def test_tables_are_written_from_reports(repository, tmp_path):
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     mean = {"psnr_mask": 22.04, "psnr_frame": 30.0, "ssim": 0.9, "perceptual": 0.1}
-    text = "".join(f"<!-- table:{name} -->\nold\n<!-- /table -->\n" for name in ("eval", "consistency", "paper", "ablation"))
-    assert tables.filled(text, tmp_path).count("Not measured yet.") == 4
+    text = "".join(f"<!-- table:{name} -->\nold\n<!-- /table -->\n" for name in ("eval", "consistency", "paper", "ablation", "layers"))
+    assert tables.filled(text, tmp_path).count("Not measured yet.") == 5
     report = {"perceptual": "p", "tasks": {"forward": {"mean": mean, "models": {}}, "relighting": {"mean": mean, "models": {}}},
               "baselines": {"baked": {"relighting": {"mean": {**mean, "psnr_mask": 20.0}}}}, "median_seconds": {"render": 0.1},
               "consistency": {"mean": {"doubling_error": 0.001}, "worst": {"doubling_error": 0.002}, "limits": {"doubling_error": 0.03}, "met": {"doubling_error": True}}}
     other = json.loads(json.dumps(report))
     other["tasks"]["relighting"]["mean"]["psnr_mask"] = 20.54
-    for name, data in (("eval-dev", report), ("ablation-lh", report), ("ablation-shaded", other)):
+    shallow = {**report, "variant": "1 LAD layers", "layers": 1, "machine": {"cpu": "c", "cores": 2}, "size": [8, 8], "frames_per_second": 10.0,
+               "frame_processor_seconds": 0.15}
+    for name, data in (("eval-dev", report), ("ablation-lh-base-colour", {**report, "variant": "all"}), ("ablation-shaded", {**other, "variant": "lit"}),
+                       ("ablation-lad-1", shallow)):
         (tmp_path / f"{name}.json").write_text(json.dumps(data))
     found = tables.filled(text, tmp_path)
     assert "old" not in found and "Not measured yet." not in found
     assert "| baseline *baked* | 20.0 |" in found and "| 0.10% | 0.20% | 3.00% |" in found
     assert "| relighting, homogenised over shaded input, dB | 1.5 | about 3 |" in found and "different data" in found
-    assert "| shaded | 22.0 | 20.5 | 10.0 |" in found
+    assert "| lit | 20.5 |" in found and "| 1 LAD layers | 22.04 | 10.0 | 150 ms |" in found
     assert tables.filled(found, tmp_path) == found
     with pytest.raises(SystemExit):
         tables.filled("<!-- table:nonsense -->\n<!-- /table -->", tmp_path)

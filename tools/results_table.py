@@ -7,7 +7,8 @@ written; the exit status is 1 when a block is out of date.
     models       the same report, per model
     consistency  the same report, the checks that need no ground truth
     paper        the same report and those below, beside what the paper says of its own data
-    ablation     reports/ablation-*.json, from: near eval BENCH --pack VARIANT --tasks relighting,novel_view --out reports/ablation-VARIANT.json
+    ablation     reports/ablation-{shaded,base-colour,lh,lh-base-colour}.json, from: near ablation BENCH --out reports
+    layers       reports/ablation-lad-*.json, from the same command
     speed        reports/bench-cpu.json, from: near bench --out reports/bench-cpu.json
     gpu          reports/bench-cuda.json, from: near bench --out reports/bench-cuda.json on a GPU
 """
@@ -48,7 +49,14 @@ def eval_table(report: dict) -> list[str]:
     for task, result in report["tasks"].items():
         lines.append(row(f"**{TASK_NAMES.get(task, task)}**", *scores(result["mean"])))
         lines += [row(f"baseline *{name}*", *scores(tasks[task]["mean"])) for name, tasks in report["baselines"].items() if task in tasks]
-    return [*lines, "", f"Perceptual: {report['perceptual']}."]
+    return [*lines, "", f"Perceptual: {report['perceptual']}.{_beside_baked(report)}"]
+
+
+def _beside_baked(report: dict) -> str:
+    """Where the pictures are perceptually better than the baseline, in words."""
+    gains = report.get("against", {}).get("baked", {})
+    better, worse = ([t.replace("_", " ") for t, g in gains.items() if (g["perceptual"] > 0) == want] for want in (True, False))
+    return (f" Better than *baked* in {', '.join(better)}." if better else "") + (f" Not better than *baked* in {', '.join(worse)}." if worse else "")
 
 
 def models_table(report: dict) -> list[str]:
@@ -101,6 +109,8 @@ CHECKS = {"rotation_psnr": ("light, camera and asset turned together: PSNR in th
           "sum_error": ("two lights against the sum of both: what is off, %", "{:.2%}"),
           "flicker_levels": ("turntable, steps of 1 degree: unsteadiness of a surface point, 8-bit levels", "{:.2f}"),
           "spread_ratio": ("assets from photos under three lights: homogenised spread over shaded spread", "{:.2f}"),
+          "exposure_share": ("of that homogenised variance, the brightness of the object as a whole", "{:.0%}"),
+          "cast_share": ("and its colour cast as a whole", "{:.0%}"),
           "picture_ratio": ("the same in pictures: under white light over the photos", "{:.2f}")}
 
 
@@ -118,6 +128,7 @@ def consistency_table(report: dict) -> list[str] | None:
     return lines
 
 
+INPUTS = ("shaded", "base_colour", "lh", "lh_base_colour")
 # What the paper (arXiv 2511.18600) reports, on its data and hardware: no more of it is quoted than is needed for orientation.
 PAPER = {"forward": "32.2", "lh": "3", "speed": "30"}
 
@@ -126,7 +137,7 @@ def paper_table(report: dict, gpu: dict | None = None, cpu: dict | None = None, 
     """Ours beside the paper's. The data differ: the rows say what was measured on what."""
     lines = head("", "here, on the bench `dev`", "the paper, on its own data")
     lines.append(row("forward, PSNR over the frame, dB", f"{report['tasks']['forward']['mean']['psnr_frame']:.1f}" if "forward" in report["tasks"] else "", f"{PAPER['forward']} (Objaverse)"))
-    pair = [variants.get(n) for n in ("lh", "shaded")]
+    pair = [variants.get(n) for n in ("lh_base_colour", "shaded")]
     gain = f"{_relit(pair[0]) - _relit(pair[1]):.1f}" if all(pair) else "not measured yet"
     lines.append(row("relighting, homogenised over shaded input, dB", gain, f"about {PAPER['lh']}"))
     speeds = [f"{r['orbit_frames_per_second']:.0f} ({'one GPU' if r['device'] != 'cpu' else str(r['machine']['cores']) + ' CPU cores'}, {r['size'][0]} pixels)" for r in (gpu, cpu) if r]
@@ -139,17 +150,29 @@ def _relit(report: dict) -> float:
 
 
 def ablation_table(**variants: dict | None) -> list[str] | None:
-    """A row for each variant: what the renderer is given, or how many LAD layers it has."""
-    made = {name: r for name, r in variants.items() if r}
+    """A row for each input SLAT, in the order of the paper's table."""
+    made = [variants[name] for name in INPUTS if variants.get(name)]
     if not made:
         return None
-    tasks = [t for t in ("forward", "reconstruction", "relighting", "novel_view") if any(t in r["tasks"] for r in made.values())]
-    lines = head("PSNR in the mask, dB", *(t.replace("_", " ") for t in tasks), "frames/s")
-    for name, report in made.items():
-        values = [f"{report['tasks'][t]['mean']['psnr_mask']:.1f}" if t in report["tasks"] and report["tasks"][t]["mean"] else "" for t in tasks]
-        seconds = report.get("median_seconds", {}).get("render")
-        lines.append(row(name.replace("_", " "), *values, f"{1 / seconds:.1f}" if seconds else ""))
+    tasks = [t for t in ("reconstruction", "relighting", "novel_view") if any(t in r["tasks"] for r in made)]
+    lines = head("the renderer is given: PSNR in the mask, dB", *(t.replace("_", " ") for t in tasks), *(f"perceptual, {t.replace('_', ' ')}" for t in tasks[1:2]))
+    for report in made:
+        means = {t: report["tasks"][t]["mean"] for t in tasks if t in report["tasks"] and report["tasks"][t]["mean"]}
+        lines.append(row(report["variant"], *(f"{means[t]['psnr_mask']:.1f}" if t in means else "" for t in tasks),
+                         *(f"{means[t]['perceptual']:.3f}" if t in means else "" for t in tasks[1:2])))
     return lines
+
+
+def layers_table(**variants: dict | None) -> list[str] | None:
+    """A row for each depth of the lighting-aware decoder."""
+    made = sorted((r for name, r in variants.items() if name.startswith("lad_") and r), key=lambda r: r["layers"])
+    if not made:
+        return None
+    lines = head("depth of the decoder", "forward: PSNR in the mask, dB", "frames/s", "processor time of a frame")
+    lines += [row(r["variant"], f"{r['tasks']['forward']['mean']['psnr_mask']:.2f}", f"{r['frames_per_second']:.1f}",
+                  f"{r['frame_processor_seconds'] * 1000:.0f} ms") for r in made]
+    first = made[0]
+    return [*lines, "", f"{first['machine']['cpu']}, {first['machine']['cores']} cores, {first['size'][0]} x {first['size'][1]}, orbit under one light."]
 
 
 def reports_of(folder: Path) -> dict[str, dict]:
@@ -170,7 +193,7 @@ TABLES: dict[str, Callable[[dict[str, dict]], list[str] | None]] = {
     "eval": _one("eval-dev.json", eval_table), "models": _one("eval-dev.json", models_table), "consistency": _one("eval-dev.json", consistency_table),
     "paper": lambda reports: paper_table(reports["eval-dev.json"], reports.get("bench-cuda.json"), reports.get("bench-cpu.json"), **variants_of(reports))
     if "eval-dev.json" in reports else None,
-    "ablation": lambda reports: ablation_table(**variants_of(reports)), "speed": _one("bench-cpu.json", speed_table), "gpu": _one("bench-cuda.json", speed_table),
+    "ablation": lambda reports: ablation_table(**variants_of(reports)), "layers": lambda reports: layers_table(**variants_of(reports)), "speed": _one("bench-cpu.json", speed_table), "gpu": _one("bench-cuda.json", speed_table),
     "official": _one("bench-official-cpu.json", official_table), "stress": _one("stress.json", stress_table)}
 
 

@@ -57,7 +57,7 @@ def _evaluate(args: argparse.Namespace, bench, tasks: list[str], save: Path) -> 
     from near import __version__
     from near.evaluation.metrics import perceptual_metric
     from near.evaluation.predict import predict
-    from near.evaluation.report import copy_baseline, score_targets
+    from near.evaluation.report import against_baselines, copy_baseline, score_targets
     from near.evaluation.sheets import task_sheet
 
     quiet = args.quiet or args.json
@@ -82,7 +82,7 @@ def _evaluate(args: argparse.Namespace, bench, tasks: list[str], save: Path) -> 
                 sheets[task] = sheet
     report = {"near": __version__, "bench": bench.split, "pack": args.pack, "device": str(getattr(engine, "device", "")),
               "perceptual": perceptual_metric()[0], "tasks": results, "baselines": baselines, "median_seconds": done.medians(),
-              "skipped": done.skipped, "errors": done.errors}
+              "against": against_baselines(results, baselines), "skipped": done.skipped, "errors": done.errors}
     if consistency is not None:
         report["errors"] = [*done.errors, *consistency.pop("errors")]
         report["consistency"] = consistency

@@ -7,7 +7,8 @@ flicker     a turntable in steps of one degree: what a fixed surface point does 
             steadily, as the deviation of an equal noise in 8-bit levels (AgX): rms of (c[k-1] - 2 c[k] + c[k+1]) / sqrt(6)
 spread      assets made from photos of one object under three lights: rms deviation from their mean over voxels, in the
             SLAT's perceptual colours (-1..1), homogenised (base colour, white-light look) over shaded; the same for
-            pictures: assets under white light over the photos (8-bit levels)
+            pictures: assets under white light over the photos (8-bit levels); and which part of the homogenised variance is
+            the whole object's brightness, its colour cast, or local
 """
 
 from __future__ import annotations
@@ -203,7 +204,19 @@ def homogenised_spread(engine, bench: Bench, model: BenchModel) -> dict[str, flo
         found["homogenised_spread"] = spread([a.feats.float()[:, COLOURS].numpy() for a in assets])
         found["shaded_spread"] = spread([s.float()[:, COLOURS].numpy() for s in shaded])
         found["spread_ratio"] = found["homogenised_spread"] / max(found["shaded_spread"], 1e-9)
+        found |= spread_parts(np.stack([a.feats.float()[:, COLOURS].numpy() for a in assets]))
     return found
+
+
+def spread_parts(stack: np.ndarray) -> dict[str, float]:
+    """Whose fault the spread of [assets, voxels, channels] is, as shares of its variance: the object's brightness as a whole
+    (a photo does not tell bright paint from bright light), its colour cast as a whole, and what differs from voxel to voxel."""
+    off = stack - stack.mean(0)
+    whole = off.mean(1, keepdims=True)
+    grey = whole.mean(2, keepdims=True)
+    total = max(float((off ** 2).mean()), 1e-12)
+    return {"exposure_share": float((grey ** 2).mean()) / total, "cast_share": float(((whole - grey) ** 2).mean()) / total,
+            "local_share": float(((off - whole) ** 2).mean()) / total}
 
 
 def spread(values: Sequence[np.ndarray]) -> float:

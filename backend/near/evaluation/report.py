@@ -51,6 +51,18 @@ def copy_baseline(bench: Bench) -> dict:
     return {"relighting": score_targets(bench, targets, lambda t: own[t.model])}
 
 
+def against_baselines(results: dict[str, dict], baselines: dict[str, dict]) -> dict[str, dict]:
+    """What the predictions gain on each baseline, by baseline and task: ``psnr_mask`` dB and ``perceptual`` (positive is better)."""
+    out: dict[str, dict] = {}
+    for name, tasks in baselines.items():
+        for task, result in tasks.items():
+            ours, theirs = (results.get(task) or {}).get("mean"), result["mean"]
+            if ours and theirs:
+                out.setdefault(name, {})[task] = {"psnr_mask": round(ours["psnr_mask"] - theirs["psnr_mask"], 3),
+                                                  "perceptual": round(theirs["perceptual"] - ours["perceptual"], 3)}
+    return out
+
+
 def table_lines(report: dict) -> list[str]:
     """The report's means as lines of text."""
     lines = [f"{'':<34}" + "".join(f"{HEADINGS[m]:>12}" for m in METRICS)] if report["tasks"] else []
@@ -59,6 +71,9 @@ def table_lines(report: dict) -> list[str]:
         lines += [_line(f"  {name}", scores) for name, scores in result["models"].items()]
     for name, tasks in report["baselines"].items():
         lines += [_line(f"{name}: {task}", result["mean"]) for task, result in tasks.items()]
+    for name, tasks in report.get("against", {}).items():
+        lines += [f"{task} against {name}: {gain['psnr_mask']:+.2f} dB, perceptual {'better' if gain['perceptual'] > 0 else 'not better'}"
+                  f" by {gain['perceptual']:+.3f}" for task, gain in tasks.items()]
     for task, why in report["skipped"].items():
         lines.append(f"{task}: skipped. {why}")
     for error in report["errors"]:
