@@ -221,6 +221,17 @@ def test_a_crash_during_a_job_is_told_and_queued_frames_survive(client):
         pending.check().frame.release()
 
 
+def test_a_job_right_after_one_that_ran_out_of_memory_does_not_share_its_fate(stand):
+    """The worker says what happened and ends; the next job may be on its way to it by then."""
+    with Client.connect(stand.connection) as client:
+        photo = client.upload(b"\x89PNG" + bytes(80), "photo")
+        for _ in range(3):
+            sent = [client.send(wire.Create(id=client.new_id(), photo=photo, seed=seed)) for seed in (4, 0)]
+            client.wait(lambda: all(pending.done for pending in sent), 60)
+            assert sent[0].error.code == "out-of-memory"
+            assert sent[1].error is None and sent[1].result["sha256"]
+
+
 def test_deadlines_hangs_and_memory(tmp_path):
     times = {"idle_stall": 2.5, "worker_silence": 2.5, "cancel_grace": 0.5, "idle_stop": 1.0}
     with Stand(tmp_path, times=times, worker_memory=400 * 1024 ** 2) as running:

@@ -26,8 +26,8 @@ from journey import stage  # noqa: E402
 
 
 def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "1280x800", display: int = 77, timeout_s: float = 1500,
-            quick: bool = False, setup: bool = False) -> dict:
-    """Runs it; -> what `inside.py` measured. Raises RuntimeError with Blender's last words when it did not arrive at its end."""
+            quick: bool = False, setup: bool = False, steps: list[str] = ()) -> dict:
+    """Runs it (`steps`: only these); -> what `inside.py` measured. Raises RuntimeError with Blender's last words when it did not arrive at its end."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="near-journey-") as scratch:
         folder = Path(scratch)
@@ -35,7 +35,7 @@ def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "
         bound = [REPOSITORY, folder, *_python_folders(python)]
         environment = {"LIBGL_ALWAYS_SOFTWARE": "1", "NEAR_JOURNEY": json.dumps({
             "folder": str(folder), "archive": archive.name, "python": str(python), "samples": str(REPOSITORY / "backend" / "near" / "samples"),
-            "quick": quick, "setup": setup}), "NEAR_HOME": str(folder / "home"), "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
+            "quick": quick, "setup": setup, "steps": list(steps)}), "NEAR_HOME": str(folder / "home"), "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
         with stage.mounted(root, bound), stage.screen(root, display, size) as name:
             width, height = size.split("x")
             command = ["blender", "--factory-startup", "-p", "0", "0", width, height, "--python",
@@ -46,10 +46,13 @@ def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "
                 try:
                     process.wait(timeout_s)
                 except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait(10)
-            for picture in sorted(folder.glob("*.png")):
-                shutil.copyfile(picture, out / picture.name)
+                    pass                                   # what it wrote so far says where it stood
+                finally:
+                    if process.poll() is None:
+                        process.kill()
+                        process.wait(30)
+                    for picture in sorted(folder.glob("*.png")):
+                        shutil.copyfile(picture, out / picture.name)
             left = _still_running(folder)
         words = (out / "blender.log").read_text(errors="replace").splitlines()
         result = folder / "journey.json"
@@ -95,6 +98,7 @@ def main() -> int:
     parser.add_argument("--archive", type=Path, help="the extension; default: built now")
     parser.add_argument("--setup", action="store_true", help="set the backend up by the add-on's own button (downloads PyTorch)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller frames")
+    parser.add_argument("--steps", nargs="*", default=[], help="only these steps, by their names in tools/journey/inside.py")
     args = parser.parse_args()
     if why := stage.missing():
         sys.exit(f"The stage cannot be made here: {why}.")
@@ -103,7 +107,7 @@ def main() -> int:
     if archive is None:
         work = REPOSITORY / "build" / "extension"
         archive = build_extension.build(work / "journey", work, ["linux-x64"], with_backend=False, program=None)
-    told = journey(args.root.resolve(), args.out, args.python, archive, quick=args.quick, setup=args.setup)
+    told = journey(args.root.resolve(), args.out, args.python, archive, quick=args.quick, setup=args.setup, steps=args.steps)
     print(json.dumps({key: value for key, value in told.items() if key != "steps"}, indent=1))
     return 0
 

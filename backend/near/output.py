@@ -70,7 +70,8 @@ def plan_output(path: Path | str, frames: int, sequence_format: str = "png") -> 
 def display_straight(color: Tensor) -> np.ndarray:
     """Premultiplied linear Rec.709 RGBA [H, W, 4] -> uint8 [H, W, 4], AgX, straight alpha, as Blender writes a PNG."""
     alpha = color[..., 3:].clamp(0, 1)
-    straight = torch.where(alpha > 1e-4, color[..., :3] / alpha.clamp_min(1e-4), torch.zeros(()))
+    # As Blender: any coverage at all is divided by; light without coverage (a glow) is kept as it is.
+    straight = torch.where(alpha > 0, color[..., :3] / alpha.clamp_min(1e-30), color[..., :3])
     return _join(to_uint8(agx_srgb(straight.clamp_min(0))), to_uint8(alpha))
 
 

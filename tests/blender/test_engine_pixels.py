@@ -225,5 +225,29 @@ def test_f12_is_what_the_command_writes(home, backend, asset, tmp_path):
         assert np.abs(got - theirs).max() <= 1e-3, OF_THE_COMMAND[index].__name__
         other = np.asarray(Image.open(tmp_path / "png" / f"frame_{index:04d}.png"))
         assert np.abs(png[..., 3].astype(int) - other[..., 3]).max() <= 1
-        shown = np.minimum(png[..., 3], other[..., 3]) > 0      # what is wholly transparent has no colour
-        assert np.abs(png.astype(int) - other)[shown].max() <= 1, OF_THE_COMMAND[index].__name__
+        assert (png[..., 3] == 0).any()
+        assert np.abs(png.astype(int) - other).max() <= 1, OF_THE_COMMAND[index].__name__      # where nothing covers, too
+
+
+def test_a_png_has_blenders_colours_at_every_alpha(tmp_path):
+    """Colours are divided by any coverage at all, also one too small for 8 bits; light without coverage stays as it is."""
+    import bpy
+    import torch
+    from near.output import display_straight
+    from PIL import Image
+
+    alpha = np.array([0, 1e-8, 1e-5, 1e-4, 1e-3, 0.002, 0.01, 0.5, 0.99, 1], np.float32)
+    straight = np.array([[0.18, 0.18, 0.18], [1, 0.2, 0.05], [8, 4, 2], [0.02, 0.5, 0.9]], np.float32)
+    rgba = np.concatenate([straight[:, None] * alpha[:, None], np.broadcast_to(alpha[:, None], (4, len(alpha), 1))], -1)
+    rgba[1, 0, :3] = (0.3, 0.2, 0.1)
+    scene = stage.new_scene()
+    image = stage.float_image("picture", rgba[..., :3])
+    image.alpha_mode = "PREMUL"
+    image.pixels.foreach_set(np.ascontiguousarray(rgba[::-1], np.float32).ravel())
+    scene.view_settings.view_transform, settings = "AgX", scene.render.image_settings
+    settings.file_format, settings.color_mode, settings.color_depth = "PNG", "RGBA", "8"
+    image.save_render(str(tmp_path / "blender.png"), scene=scene)
+    theirs = np.asarray(Image.open(tmp_path / "blender.png")).astype(int)
+    bpy.data.images.remove(image)
+    assert (theirs[:, :4, 3] == 0).all() and theirs[1, 0, :3].all() and not theirs[0, 0].any()
+    assert np.abs(theirs - display_straight(torch.from_numpy(rgba.astype(np.float32)))).max() <= 1

@@ -30,7 +30,7 @@ def install():
 
 
 def pick_a_photo():
-    """By the file browser, as a user does."""
+    """In the file browser, as a user does."""
     in_view(bpy.ops.near.photo_pick, "INVOKE_DEFAULT")
     browsers = lambda: [(w, a) for w in bpy.context.window_manager.windows for a in w.screen.areas if a.type == "FILE_BROWSER"]  # noqa: E731
     yield from until(lambda: browsers() and browsers()[0][1].spaces[0].params is not None, 30, "the file browser")
@@ -281,7 +281,7 @@ STEPS = (install, pick_a_photo, no_backend_yet, start_backend, mask, create, can
 
 
 def walk():
-    for step in STEPS:
+    for step in [step for step in STEPS if not PLAN["steps"] or step.__name__ in PLAN["steps"]]:
         told["step"] = step.__name__
         print(f"JOURNEY {time.monotonic() - begun:7.1f} {step.__name__}", flush=True)
         yield from step()

@@ -87,7 +87,6 @@ def integrate():
     scene.eevee.taa_render_samples = 8
     light = scene.near_light
     light.source, light.rows, light.samples = "PROBE", 128, 16
-    driver.shading("MATERIAL")
     view = driver.view()[1].spaces[0].region_3d
     view.view_perspective = "CAMERA"
     yield 3.0

@@ -338,6 +338,8 @@ class Dispatcher:
                 viewport.running = None
             job.attempts += 1
             blamed = job is guilty and loss.by in ("deadline", "stall", "memory")
+            # Sent to a worker that was on its way out because of the job before: that one's error is not this one's.
+            untouched = not job.started_at and loss.by in ("exit", "signal") and job.attempts < 2
             cancels, job.waiting_cancels = job.waiting_cancels, []
             if job.stopping == "cancelled":
                 self._fail(job, losses.cancelled())
@@ -345,7 +347,7 @@ class Dispatcher:
                 self._supersede(job)
             elif job.stopping == "client gone":
                 pass
-            elif job.kind == "job" or blamed or job.attempts >= (MOST_ATTEMPTS if job.kind == "frame" else 2):
+            elif (job.kind == "job" and not untouched) or blamed or job.attempts >= (MOST_ATTEMPTS if job.kind == "frame" else 2):
                 self._fail(job, losses.describe(loss, job))
             elif (old := self.scheduler.put_back(job, now)) is not None:
                 self._supersede(old)
