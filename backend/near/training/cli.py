@@ -1,4 +1,4 @@
-"""``near train``: precompute, relit, renderer, flow, pack."""
+"""``near train``: precompute, relit, renderer, flow, pack. Several GPUs: ``torchrun --nproc-per-node N -m near train ...``."""
 
 from __future__ import annotations
 
@@ -35,17 +35,19 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         stage.add_argument("--steps", type=int, default=20000)
         stage.add_argument("--minutes", type=float, help="stop after this much training time")
         stage.add_argument("--learning-rate", type=float, default=1e-4)
-        stage.add_argument("--sheet-every", type=int, default=500, help="steps between held-out evaluations")
+        stage.add_argument("--sheet-every", type=int, default=500, help="steps between held-out evaluations, with a sample sheet each")
+        stage.add_argument("--save-every", type=int, default=200, help="steps between saves of the state; the same command goes on from the last")
         stage.add_argument("--seed", type=int, default=0)
         stage.add_argument("--threads", type=int, help="CPU threads")
+        stage.add_argument("--from", dest="start", type=Path, metavar="WEIGHTS", help="weights (.safetensors) of a pack or an earlier run to go on from")
         if name == "renderer":
             stage.add_argument("--hdris", type=Path, required=True)
-            stage.add_argument("--from", dest="start", type=Path, help="renderer.safetensors to start from")
+            stage.add_argument("--lad-layers", type=int, metavar="N", help="another depth of the lighting-aware decoder, for near ablation")
         else:
             stage.add_argument("--batch", type=int, default=4)
             stage.add_argument("--homogenizer", type=Path, metavar="BASE_RUN", help="run folder of the trained base flow")
             stage.add_argument("--relit", type=Path, help="folder made by relit: what the homogeniser's per-voxel head learns from first")
-            stage.add_argument("--pointwise-minutes", type=float, default=25.0, help="first fit of the homogeniser's per-voxel head")
+            stage.add_argument("--pointwise-minutes", type=float, default=25.0, help="first fit of the homogeniser's per-voxel head (0: leave it as it is)")
             stage.add_argument("--rank", type=int, default=64, help="rank of the homogeniser's adapters")
         stage.set_defaults(run=_renderer if name == "renderer" else _flow)
 
@@ -84,7 +86,8 @@ def _loop(args: argparse.Namespace):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    return LoopConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.learning_rate, sheet_every=args.sheet_every, seed=args.seed)
+    return LoopConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.learning_rate, sheet_every=args.sheet_every,
+                      save_every=args.save_every, seed=args.seed)
 
 
 def _precompute(args: argparse.Namespace) -> int:
@@ -120,15 +123,14 @@ def _relit(args: argparse.Namespace) -> int:
 
 
 def _renderer(args: argparse.Namespace) -> int:
-    from safetensors.torch import load_file
+    import torch
 
-    from near.models.compact_renderer import CompactRendererConfig, CompactRendererModel
     from near.training.renderer import RendererData, train_renderer
+    from near.training.starts import renderer_from
 
     config = _loop(args)
-    model = CompactRendererModel(CompactRendererConfig())
-    if args.start:
-        model.load_state_dict({k: v.float() for k, v in load_file(args.start).items()})
+    torch.manual_seed(config.seed)
+    model = renderer_from(args.start, args.lad_layers)
     data = RendererData(_cached(args.cache), args.hdris, model.config.resolution)
     _finish(train_renderer(model, data, args.out, config), args.out / "renderer.safetensors")
     return 0
@@ -136,27 +138,26 @@ def _renderer(args: argparse.Namespace) -> int:
 
 def _flow(args: argparse.Namespace) -> int:
     import torch
-    from safetensors.torch import load_file
 
-    from near.models.compact_flows import COMPACT_TARGETS, CompactFlow, CompactFlowConfig
-    from near.models.homogenizer import LoraSettings
     from near.training.flow_data import FlowData
     from near.training.flows import residual_statistics, train_flow
     from near.training.pointwise import RelitData, train_pointwise
+    from near.training.starts import base_flow_from, homogenizer_from
 
     config = _loop(args)
     torch.manual_seed(config.seed)
-    flow = CompactFlow(CompactFlowConfig())
     if args.homogenizer:
-        flow.load_state_dict({k: v.float() for k, v in load_file(args.homogenizer / "flow.safetensors").items()})
-        flow = CompactFlow.homogenizer_from(flow, LoraSettings(rank=args.rank, alpha=args.rank, targets=COMPACT_TARGETS))
+        flow = homogenizer_from(args.start, base_flow_from(args.homogenizer / "flow.safetensors"), args.rank)
+    else:
+        flow = base_flow_from(args.start)
     data = FlowData(_cached(args.cache), "homogenizer" if args.homogenizer else "base")
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "state.pt").exists():
-        mean, std = residual_statistics(flow, data)
-        flow.residual_mean.copy_(mean)
-        flow.residual_std.copy_(std)
-        if args.homogenizer:
+        if args.start is None:  # what goes on keeps the units that it learned in
+            mean, std = residual_statistics(flow, data)
+            flow.residual_mean.copy_(mean)
+            flow.residual_std.copy_(std)
+        if args.homogenizer and args.pointwise_minutes > 0:
             photos = RelitData(_relit_files(args.relit))
             train_pointwise(flow, photos, args.out, minutes=args.pointwise_minutes, seed=config.seed)
     trained = train_flow(flow, data, args.out, config, batch=args.batch)
@@ -167,6 +168,10 @@ def _flow(args: argparse.Namespace) -> int:
 def _finish(model, path: Path) -> None:
     from safetensors.torch import save_model
 
+    from near.training.loop import processes
+
+    if not processes().is_main_process:
+        return
     save_model(model, str(path))
     print(f"wrote {path}")
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from near.errors import NearError
 from near.models.conditioning import photo_square
 from near.models.material import HOMOGENEOUS, shaded_slat
+from near.training.cache import unpack_matrix
+from near.training.pictures import splatted
 
 STAGES = ("base", "homogenizer")
 
@@ -28,6 +31,18 @@ class FlowItem:
     square: Tensor
 
 
+def held_out_rows(count: int, wanted: int) -> list[int]:
+    """Which of ``count`` objects training does not see: ``wanted`` of them, evenly, but at most a quarter.
+
+    Raises:
+        NearError: ``training-data-few``.
+    """
+    if count < 2:
+        raise NearError("training-data-few", f"{count} objects are too few to train on and to test with.", "Precompute more objects.")
+    wanted = min(wanted, max(count // 4, 1))
+    return list(range(0, count, count // wanted))[:wanted]
+
+
 class FlowData:
     """All photos of the cached objects; ``held_out`` objects are kept apart for the sample sheets."""
 
@@ -38,9 +53,8 @@ class FlowData:
         self.objects = []
         for path in files:
             data = torch.load(path, weights_only=True, mmap=True)
-            self.objects.append({k: data[k] for k in ("name", "coords", "slat", "slat_known", "photos", "alpha")})
-        step = max(1, len(self.objects) // max(held_out, 1))
-        self.test = list(range(0, len(self.objects), step))[:held_out]
+            self.objects.append({k: data[k] for k in ("name", "coords", "slat", "slat_known", "photos", "alpha", "matrices", "anchors")})
+        self.test = held_out_rows(len(files), held_out)
         self.train = [(o, p) for o in range(len(self.objects)) if o not in self.test for p in range(len(self.objects[o]["photos"]))]
 
     def __len__(self) -> int:
@@ -62,3 +76,9 @@ class FlowData:
         weight = torch.ones_like(slat)
         weight[:, HOMOGENEOUS] = 0.3 * data["slat_known"][:, None].float()
         return FlowItem(coords, lift, filled, slat, weight, shaded, square)
+
+    def picture(self, obj: int, photo: int, colour: Tensor) -> Tensor:
+        """Colours per voxel [L, 3] in -1..1 as the photo's camera sees them: [S, S, 3] in 0..1."""
+        data = self.objects[obj]
+        matrix = unpack_matrix(data["matrices"][data["photos"][photo]["view"]])
+        return splatted(matrix, colour.clamp(-1, 1) * 0.5 + 0.5, data["anchors"]["counts"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,40 +13,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from near.assets import Anchors
+from near.colour import agx_srgb
+from near.lighting import Environment, PrefilteredLight
 from near.models.anchors import decode_anchors
 from near.models.compact_renderer import CompactRendererModel, encoder_inputs, geometry_features
 from near.models.material import HOMOGENEOUS, MATERIAL, decode_material
 from near.models.shading import light_surface, shade_terms
 from near.training.cache import LightLibrary, unpack_matrix
+from near.training.flow_data import held_out_rows
+from near.training.journal import Sheet
 from near.training.losses import image_loss
-from near.training.loop import LoopConfig, Sampler, run
+from near.training.loop import LoopConfig, Sampler, processes, run
+from near.training.pictures import comparison
 
 SLAT_NOISE = 0.12  # SLATs that the flows make are imperfect; the pbr head learns to repair them
 GAIN_DECAY = 0.02  # pull of the log gains towards none
 
 
 class SparseSplat(torch.autograd.Function):
-    """``W @ colours`` with a constant sparse W [P, M] (scipy CSR)."""
+    """``W @ colours`` with a constant sparse W [P, M] (scipy CSR). The anchors' geometry does not learn, so their splatting
+    is prepared once and needs no rasteriser in training."""
 
     @staticmethod
     def forward(ctx, colours: Tensor, matrix) -> Tensor:
         ctx.matrix = matrix
-        return torch.from_numpy(matrix @ colours.detach().numpy())
+        return _product(matrix, colours.detach())
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return torch.from_numpy(ctx.matrix.T @ np.ascontiguousarray(grad.numpy())), None
+        return _product(ctx.matrix.T.tocsr() if grad.is_cuda else ctx.matrix.T, grad), None
+
+
+def _product(matrix, dense: Tensor) -> Tensor:
+    """A scipy sparse matrix times [N, 3], on the tensor's device."""
+    if not dense.is_cuda:
+        return torch.from_numpy(matrix @ np.ascontiguousarray(dense.numpy()))
+    parts = (torch.from_numpy(a).to(dense.device) for a in (matrix.indptr, matrix.indices, matrix.data))
+    return torch.sparse_csr_tensor(*parts, size=matrix.shape) @ dense
 
 
 class RendererData:
-    """Cached objects, the last few kept decoded."""
+    """Cached objects, the last few kept decoded on ``device``."""
 
     def __init__(self, files: list[Path], hdri_folder: Path, resolution: int, held_out: int = 8, keep: int = 400) -> None:
         self.files, self.lights, self.resolution, self.keep = files, LightLibrary(hdri_folder), resolution, keep
-        step = max(1, len(files) // max(held_out, 1))
-        self.test = list(range(0, len(files), step))[:held_out]
+        self.test = held_out_rows(len(files), held_out)
         self.train = [i for i in range(len(files)) if i not in self.test]
+        self.device = torch.device("cpu")
         self._cache: OrderedDict[int, dict] = OrderedDict()
+        self._placed: dict[str, PrefilteredLight] = {}
 
     def load(self, index: int) -> dict:
         if index in self._cache:
@@ -56,22 +72,37 @@ class RendererData:
         cloud = decode_anchors(raw["coords"], anchors, self.resolution)
         encoded = raw["material"].float()
         item = {
-            "coords": raw["coords"].int(), "cloud": cloud, "surface": cloud.surface(decode_material(encoded)),
+            "name": raw["name"], "coords": raw["coords"].int(), "cloud": cloud, "surface": cloud.surface(decode_material(encoded)),
             "inputs": encoder_inputs(cloud, encoded, raw["coords"]), "geometry": geometry_features(cloud, len(raw["coords"])),
             "slat": raw["slat"].float(), "known": raw["slat_known"].float(), "lit": raw["lit"], "alpha": raw["alpha"],
-            "cam_from_world": raw["cam_from_world"], "lights": raw["lights"],
-            "matrices": [unpack_matrix(m) for m in raw["matrices"]]}
+            "cam_from_world": raw["cam_from_world"]}
+        item = {k: _placed(v, self.device) for k, v in item.items()}
+        item |= {"lights": raw["lights"], "matrices": [unpack_matrix(m) for m in raw["matrices"]]}
         self._cache[index] = item
         while len(self._cache) > self.keep:
             self._cache.popitem(last=False)
         return item
+
+    def light(self, name: str, rotation_z_rad: float, strength: float) -> tuple[Environment, PrefilteredLight]:
+        """A light for shading on ``device``; its map stays where it was read."""
+        env, light = self.lights.get(name, rotation_z_rad, strength)
+        if name not in self._placed:
+            self._placed[name] = light.to(self.device)
+        return Environment(env.rgb_lin709, env.env_from_world.to(self.device), strength), self._placed[name]
+
+
+def _placed(value, device: torch.device):
+    """A tensor, or a dataclass of tensors, on a device."""
+    if is_dataclass(value):
+        return replace(value, **{f.name: getattr(value, f.name).to(device) for f in fields(value)})
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def render_view(model: CompactRendererModel, data: RendererData, item: dict, h, registers, view: int, light_index: int,
                 corrected: bool = True) -> tuple[Tensor, Tensor]:
     """Predicted image [H, W, 3] (premultiplied, linear) and the log gains [M, 9]."""
     cloud, surface = item["cloud"], item["surface"]
-    env, light = data.lights.get(*item["lights"][view][light_index])
+    env, light = data.light(*item["lights"][view][light_index])
     cam = item["cam_from_world"][view]
     position = -cam[:3, :3].T @ cam[:3, 3]
     with torch.no_grad():
@@ -82,7 +113,8 @@ def render_view(model: CompactRendererModel, data: RendererData, item: dict, h, 
         lad = model.lad
         intrinsic = lad.intrinsic(h.feats)
         embedding = lad.view_embedding(h.coords, cam[None])
-        _, rgb = lad.shade(intrinsic, embedding, lad.register_kv(registers), lad.light_kv(model.tokens([env])))
+        tokens = model.tokens([data.lights.get(*item["lights"][view][light_index])[0]])
+        _, rgb = lad.shade(intrinsic, embedding, lad.register_kv(registers), lad.light_kv(tokens))
         gains = model.neural_basis(rgb[cloud.voxel].float(), surface.normals)
     matrix = item["matrices"][view]
     side = int(matrix.shape[0] ** 0.5)
@@ -91,15 +123,17 @@ def render_view(model: CompactRendererModel, data: RendererData, item: dict, h, 
 
 def train_renderer(model: CompactRendererModel, data: RendererData, out: Path, config: LoopConfig, *, lights_per_step: int = 2,
                    report: Callable[[str], None] = print) -> nn.Module:
-    """Train jointly; returns the averaged model. Held-out mask PSNR (with and without the decoder) goes to the log."""
-    generator = torch.Generator().manual_seed(config.seed + 5)
+    """Train jointly; returns the averaged model. Held-out mask PSNR (with and without the decoder) goes to the journal."""
+    data.device = processes().device
+    # Light is conditioned where it was read, on the CPU.
+    model.hdri_encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(data.device),))
 
     def step(sampler: Sampler) -> tuple[Tensor, dict[str, float]]:
-        item = data.load(data.train[sampler.next()])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        item, generator = data.load(data.train[sampler.next()]), sampler.generator
+        with config.autocast(data.device):
             slat = model.encode(item["coords"], item["inputs"]).float()
             homogeneous = ((slat[:, HOMOGENEOUS] - item["slat"][:, HOMOGENEOUS]).abs().mean(-1) * item["known"]).mean()
-            noise = torch.randn(slat.shape) * SLAT_NOISE * torch.rand(1)
+            noise = torch.randn_like(slat) * SLAT_NOISE * float(torch.rand((), generator=generator))
             h, registers = model.voxel_features((slat + noise).clamp(-1, 1), item["geometry"], item["coords"])
             repaired = (slat + noise)[:, MATERIAL] + model.lad.materials(model.lad.intrinsic(h.feats)).float()
             pbr = (repaired - item["slat"][:, MATERIAL]).abs().mean()
@@ -114,27 +148,31 @@ def train_renderer(model: CompactRendererModel, data: RendererData, out: Path, c
                 numbers |= values
         return total, numbers
 
-    def sheet(average: CompactRendererModel, step_index: int) -> None:
-        values = held_out_psnr(average, data)
-        report(f"{out.name} step {step_index}: held-out mask PSNR {values['corrected']:.2f} (analytic {values['analytic']:.2f})")
-        with (out / "held_out.jsonl").open("a") as f:
-            f.write('{"step": %d, "corrected": %.3f, "analytic": %.3f}\n' % (step_index, values["corrected"], values["analytic"]))
+    def sheet(average: CompactRendererModel, step_index: int) -> Sheet:
+        made = held_out(average, data)
+        report(f"{out.name} step {step_index}: held-out mask PSNR {made.numbers['corrected']:.2f} (analytic {made.numbers['analytic']:.2f})")
+        return made
 
     return run(model, step, len(data.train), out, config, sheet_fn=sheet)
 
 
 @torch.no_grad()
-def held_out_psnr(model: CompactRendererModel, data: RendererData) -> dict[str, float]:
-    """Mean mask PSNR after AgX on the held-out objects, with and without the decoder's corrections."""
+def held_out(model: CompactRendererModel, data: RendererData) -> Sheet:
+    """Mean mask PSNR after AgX on the held-out objects, with and without the decoder's corrections, and a picture of each."""
     model.eval()
     scores: dict[str, list[float]] = {"corrected": [], "analytic": []}
+    rows = []
     for index in data.test:
         item = data.load(index)
         slat = model.encode(item["coords"], item["inputs"])
         h, registers = model.voxel_features(slat, item["geometry"], item["coords"])
         for view, lights in enumerate(item["lights"]):
+            target, pictures = item["lit"][view, view % len(lights)].float(), {}
             for name in scores:
                 image, _ = render_view(model, data, item, h, registers, view, view % len(lights), corrected=name == "corrected")
-                _, values = image_loss(image, item["lit"][view, view % len(lights)].float(), item["alpha"][view].float())
+                _, values = image_loss(image, target, item["alpha"][view].float())
                 scores[name].append(values["psnr_mask"])
-    return {k: float(np.mean(v)) for k, v in scores.items()}
+                pictures[name] = agx_srgb(image.clamp_min(0))
+            if view == 0:
+                rows.append((item["name"], {"Cycles": agx_srgb(target), **pictures}))
+    return Sheet({k: float(np.mean(v)) for k, v in scores.items()}, comparison(rows, "Held-out objects"))

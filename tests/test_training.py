@@ -1,0 +1,249 @@
+"""The training loop: a killed run goes on exactly, several processes average, the budget ends, every stage leaves its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from near.cli import main
+from near.errors import NearError
+from near.lighting.samples import sample_environment
+from near.output import write_environment
+from near.training.flow_data import held_out_rows
+from near.training.journal import Journal, Sheet
+from near.training.loop import LoopConfig, Sampler, run
+from near.training.starter_write import ObjectArrays, write_starter
+
+# A trainer that is killed, not stopped, right after it logged a step.
+KILLED = """
+import os, signal, sys
+from near.training import journal
+log = journal.Journal.log
+def fatal(self, step, numbers):
+    log(self, step, numbers)
+    if step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal.log = fatal
+from near.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+STEPS, SAVE, DEATH = 7, 3, 5
+
+
+def ball(seed: int, views: int = 2, lights: int = 2, size: int = 24) -> ObjectArrays:
+    """A matt ball with a painted half, seen from two sides; its pictures are flat shaded."""
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(900, 3))
+    points /= np.linalg.norm(points, axis=-1, keepdims=True)
+    paint = rng.uniform(0.1, 0.8, (2, 3))
+    x, y = np.meshgrid(*[(np.arange(size) + 0.5) / size * 2 - 1] * 2)
+    alpha = ((x ** 2 + y ** 2) < 0.45).astype(np.float64)
+    base = np.where(x[..., None] > 0, paint[0], paint[1]) * alpha[..., None]
+    slope = alpha * np.clip(0.6 - 0.5 * y, 0, 1)
+    lit = np.stack([base * slope[..., None] * (1 + k) for k in range(lights)])
+    matrices = np.tile(np.eye(4), (views, 1, 1))
+    for k, yaw in enumerate((0.0, 2.1)[:views]):
+        c, s = np.cos(yaw), np.sin(yaw)
+        matrices[k, :3] = [[c, 0, s, 2 * s], [s, 0, -c, -2 * c], [0, 1, 0, 0]]
+    image = lambda value: np.tile(value, (views, 1, 1))  # noqa: E731
+    light = [{"hdri": "studio", "rotation_z": float(k), "strength": 1.0} for k in range(lights)]
+    f = size / 2 / np.tan(np.radians(20))
+    return ObjectArrays(
+        light=np.tile(lit, (views, 1, 1, 1, 1)), ambient=np.tile(base, (views, 1, 1, 1)), alpha=image(alpha), base_lin709=np.tile(base, (views, 1, 1, 1)),
+        roughness=image(alpha * 0.5), metallic=image(alpha * 0), normal=np.tile([0.0, 0, 1], (views, size, size, 1)), depth=image(alpha * 1.6),
+        matrix_world=matrices, K=np.array([[f, 0, size / 2], [0, f, size / 2], [0, 0, 1]]), points=points * 0.45, point_normals=points,
+        point_base_lin709=np.where(points[:, :1] > 0, paint[0], paint[1]), point_roughness=np.full(len(points), 0.5),
+        point_metallic=np.zeros(len(points)), meta={"object": f"ball {seed}", "lights": [light] * views})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Three precomputed balls and a light."""
+    folder = tmp_path_factory.mktemp("training")
+    (folder / "objects").mkdir()
+    (folder / "hdris").mkdir()
+    for seed in range(3):
+        write_starter(folder / "objects" / f"ball_{seed}.npz", ball(seed))
+    write_environment(folder / "hdris" / "studio.exr", sample_environment("studio", 32))
+    assert main(["train", "precompute", str(folder / "objects"), "--hdris", str(folder / "hdris"), "-o", str(folder / "cache")]) == 0
+    return folder
+
+
+def losses(run_folder: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    assert len({line["step"] for line in lines}) == len(lines)
+    return {line["step"]: line["loss"] for line in lines}
+
+
+def killed_and_resumed(command: list[str], unbroken: Path, broken: Path) -> None:
+    """Run a stage in one go, and again with a kill between two saves; every loss must be the same."""
+    options = ["--steps", str(STEPS), "--save-every", str(SAVE), "--sheet-every", "6", "--seed", "3"]
+    assert main([*command, "-o", str(unbroken), *options]) == 0
+    child = subprocess.run([sys.executable, "-c", KILLED.format(step=DEATH), *command, "-o", str(broken), *options], capture_output=True, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert max(losses(broken)) == DEATH and torch.load(broken / "state.pt", weights_only=True)["step"] == SAVE
+    with (broken / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')  # a kill may leave half a line
+    assert main([*command, "-o", str(broken), *options]) == 0
+    expected, found = losses(unbroken), losses(broken)
+    assert list(expected) == list(found) == list(range(1, STEPS + 1)) and len(set(expected.values())) == STEPS
+    for step, loss in expected.items():
+        assert abs(found[step] - loss) < 1e-6, (step, loss, found[step])
+    first, second = (torch.load(folder / "state.pt", weights_only=True)["average"] for folder in (unbroken, broken))
+    assert all(torch.allclose(first[k].float(), second[k].float(), atol=1e-6) for k in first)
+    assert (unbroken / "held_out.jsonl").read_text() == (broken / "held_out.jsonl").read_text()
+    assert list((broken / "sheets").glob("*.png")) and list((broken / "tensorboard").iterdir())
+
+
+@pytest.mark.slow
+def test_the_renderer_goes_on_exactly_after_a_kill(data, tmp_path):
+    command = ["train", "renderer", str(data / "cache"), "--hdris", str(data / "hdris")]
+    killed_and_resumed(command, tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b" / "renderer.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_both_flows_go_on_exactly_after_a_kill(data, tmp_path):
+    base = ["train", "flow", str(data / "cache"), "--batch", "2"]
+    killed_and_resumed(base, tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "flow.safetensors").is_file()
+    homogeniser = [*base, "--homogenizer", str(tmp_path / "a"), "--pointwise-minutes", "0", "--rank", "4"]
+    killed_and_resumed(homogeniser, tmp_path / "c", tmp_path / "d")
+
+
+# -- the loop ------------------------------------------------------------------------------------------------------------
+
+
+TARGETS = torch.linspace(-1, 1, 8)
+
+
+def line() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(1, 1)
+
+
+def fit(model: torch.nn.Linear):
+    """A step on one sample of TARGETS, with a little noise."""
+    def step(sampler: Sampler):
+        k = sampler.next()
+        x = TARGETS[k : k + 1, None]
+        return (model(x) - 2 * x + 0.1 * torch.rand(1, generator=sampler.generator)).square().mean(), {"sample": float(k)}
+
+    return step
+
+
+def test_the_sampler_deals_every_sample_once_to_one_process():
+    alone, pair = Sampler(5, 1), [Sampler(5, 1, rank, 2) for rank in (0, 1)]
+    order = [alone.next() for _ in range(20)]
+    assert sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) and order[:5] != order[5:10]
+    assert [s.next() for _ in range(10) for s in pair] == order
+    later = Sampler(5, 1)
+    later.position = 7
+    assert [later.next() for _ in range(13)] == order[7:]
+
+
+def test_schedule_and_budget(tmp_path):
+    config = LoopConfig(steps=100, warmup=10, learning_rate=1.0, final_share=0.0, minutes=2)
+    assert config.rate(0, 0) == pytest.approx(0.1) and config.rate(9, 0) == pytest.approx(config.rate(9, 0.1))
+    assert config.rate(50, 0) == pytest.approx(0.5) == pytest.approx(config.rate(20, 1))
+    assert config.rate(100, 0) is None is config.rate(3, 2)
+    spent = LoopConfig(steps=10 ** 9, minutes=1 / 600, warmup=0)
+    model = line()
+    run(model, fit(model), 8, tmp_path, spent)
+    steps = len((tmp_path / "log.jsonl").read_text().splitlines())
+    assert 1 <= steps and torch.load(tmp_path / "state.pt", weights_only=True)["spent"] >= 0.1
+    run(model, fit(model), 8, tmp_path, spent)  # nothing is left of it
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == steps
+    with pytest.raises(ValueError, match="save_every 0"):
+        LoopConfig(save_every=0)
+
+
+def test_it_learns_and_the_average_follows(tmp_path):
+    model = line()
+    seen = []
+
+    def sheet(average, step):
+        seen.append((step, float(average.weight)))
+        return Sheet({"weight": float(average.weight)}, np.zeros((4, 4, 3), np.uint8))
+
+    average = run(model, fit(model), 8, tmp_path, LoopConfig(steps=300, learning_rate=0.05, warmup=5, ema=0.9, sheet_every=100), sheet_fn=sheet)
+    assert abs(float(average.weight) - 2) < 0.1 and abs(float(model.weight) - float(average.weight)) < 0.05
+    assert [s for s, _ in seen] == [100, 200, 300] and (tmp_path / "sheets" / "0000300.png").is_file()
+    assert [json.loads(x) for x in (tmp_path / "held_out.jsonl").read_text().splitlines()][1] == {"step": 200, "weight": pytest.approx(seen[1][1], abs=1e-8)}
+
+
+def test_a_step_that_explodes_is_left_out_and_gradients_are_clipped(tmp_path):
+    model = line()
+    before = model.weight.detach().clone()
+    numbers = iter([float("nan"), 1e12])
+
+    def step(sampler: Sampler):
+        sampler.next()
+        return model(torch.ones(1, 1)).sum() * next(numbers), {}
+
+    run(model, step, 8, tmp_path, LoopConfig(steps=2, learning_rate=0.5, warmup=0))
+    assert torch.isfinite(model.weight).all() and 0 < (model.weight - before).abs() < 1
+
+
+def test_a_journal_forgets_what_came_after(tmp_path):
+    book = Journal(tmp_path, 0)
+    for step in (1, 2, 3):
+        book.log(step, {"loss": step / 7})
+    book.close()
+    (tmp_path / "log.jsonl").open("a").write("{")
+    Journal(tmp_path, 2).close()
+    assert [json.loads(x)["step"] for x in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_held_out_objects_leave_some_to_train_on():
+    assert held_out_rows(100, 8) == list(range(0, 96, 12)) and held_out_rows(2, 24) == [0] and len(held_out_rows(30, 24)) == 7
+    with pytest.raises(NearError, match="too few"):
+        held_out_rows(1, 8)
+
+
+PAIR = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from test_training import fit, line
+from near.training.loop import LoopConfig, processes, run
+torch.manual_seed(processes().process_index)
+model = torch.nn.Linear(1, 1) if processes().process_index else line()
+run(model, fit(model), 8, Path(sys.argv[2]), LoopConfig(steps=6, learning_rate=0.05, warmup=0, save_every=3))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_both_samples(tmp_path):
+    """torchrun with two processes against one process that averages the two losses itself."""
+    (tmp_path / "pair.py").write_text(PAIR)
+    child = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "pair.py"),
+                            str(Path(__file__).parent), str(tmp_path / "two")], capture_output=True, text=True, timeout=300,
+                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert child.returncode == 0, child.stderr[-3000:]
+    model = line()
+    twins, step_of = [Sampler(8, 0, rank, 2) for rank in (0, 1)], fit(model)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0, betas=(0.9, 0.98))
+    config = LoopConfig(steps=6, learning_rate=0.05, warmup=0)
+    logged = losses(tmp_path / "two")
+    for step in range(6):
+        total = 0
+        for twin in twins:
+            twin.begin(step)
+            total = total + step_of(twin)[0] / 2
+        optimiser.param_groups[0]["lr"] = config.rate(step, 0)
+        optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        assert abs(logged[step + 1] - float(total.detach())) < 1e-6
+    state = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
+    assert torch.allclose(state["model"]["weight"], model.weight.detach(), atol=1e-6) and state["sampler"] == 12
