@@ -35,14 +35,24 @@ def find_python(wanted: str) -> str | None:
     """A command or path of Python `wanted` ("3.13") that runs and can make environments."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     candidates = [sys.executable, shutil.which(f"python{wanted}"), *sorted(map(str, pyenv.glob(f"{wanted}.*/bin/python")), reverse=True)]
-    if uv := shutil.which("uv"):
-        found = subprocess.run([uv, "python", "find", wanted], capture_output=True, text=True)
-        candidates.append(found.stdout.strip() if found.returncode == 0 else None)
     for candidate in filter(None, candidates):
-        told = subprocess.run([candidate, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True)
-        if told.returncode == 0 and told.stdout.strip() == wanted:
+        if _is(candidate, wanted):
             return candidate
+    if uv := shutil.which("uv"):
+        for step in ("find", "install", "find"):            # it is downloaded only where there is none
+            found = subprocess.run([uv, "python", step, wanted], capture_output=True, text=True)
+            if step == "find" and found.returncode == 0 and _is(found.stdout.strip(), wanted):
+                return found.stdout.strip()
     return None
+
+
+def _is(command: str, wanted: str) -> bool:
+    """Whether the command is a Python of that version which can make environments."""
+    try:
+        told = subprocess.run([command, "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"], capture_output=True, text=True)
+    except OSError:
+        return False
+    return told.returncode == 0 and told.stdout.strip() == wanted
 
 
 def make(version: str, folder: Path) -> bool:

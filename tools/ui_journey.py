@@ -25,18 +25,23 @@ import build_extension  # noqa: E402
 from journey import stage  # noqa: E402
 
 
-def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "1280x800", display: int = 77, timeout_s: float = 1500,
+def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "1280x800", timeout_s: float = 1500,
             quick: bool = False, setup: bool = False, steps: list[str] = ()) -> dict:
-    """Runs it (`steps`: only these); -> what `inside.py` measured. Raises RuntimeError with Blender's last words when it did not arrive at its end."""
+    """Runs it (`steps`: only these); -> what `inside.py` measured.
+
+    Raises:
+        RuntimeError: it did not arrive at its end; with Blender's last words.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="near-journey-") as scratch:
         folder = Path(scratch)
         shutil.copyfile(archive, folder / archive.name)
         bound = [REPOSITORY, folder, *_python_folders(python)]
-        environment = {"LIBGL_ALWAYS_SOFTWARE": "1", "NEAR_JOURNEY": json.dumps({
-            "folder": str(folder), "archive": archive.name, "python": str(python), "samples": str(REPOSITORY / "backend" / "near" / "samples"),
-            "quick": quick, "setup": setup, "steps": list(steps)}), "NEAR_HOME": str(folder / "home"), "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
-        with stage.mounted(root, bound), stage.screen(root, display, size) as name:
+        plan = {"folder": str(folder), "archive": archive.name, "python": str(python), "samples": str(REPOSITORY / "backend" / "near" / "samples"),
+                "quick": quick, "setup": setup, "steps": list(steps)}
+        environment = {"LIBGL_ALWAYS_SOFTWARE": "1", "NEAR_JOURNEY": json.dumps(plan), "NEAR_HOME": str(folder / "home"),
+                       "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
+        with stage.mounted(root, bound), stage.screen(root, size) as name:
             width, height = size.split("x")
             command = ["blender", "--factory-startup", "-p", "0", "0", width, height, "--python",
                        str(REPOSITORY / "tools" / "journey" / "inside.py")]
@@ -65,11 +70,18 @@ def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "
 
 
 def _python_folders(python: Path) -> list[Path]:
-    """The environment, and the installation that it was made from where that is not the system's own."""
+    """The environment, and the installation that it was made from."""
     environment = python.parent.parent
     base = Path(os.path.realpath(python)).parent.parent
     found = [] if environment.is_relative_to(REPOSITORY) else [environment]
-    return found + ([base] if base != Path("/usr") else [])
+    return found + [base]
+
+
+def unusable(python: Path) -> str:
+    """Why this Python's environment cannot serve inside the stage; empty when it can."""
+    if Path(os.path.realpath(python)).parent.parent in (Path("/usr"), Path("/")):
+        return f"{python} is the system's own Python, which is another one inside the stage"
+    return ""
 
 
 def _still_running(folder: Path) -> list[str]:
@@ -99,10 +111,14 @@ def main() -> int:
     parser.add_argument("--setup", action="store_true", help="set the backend up by the add-on's own button (downloads PyTorch)")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller frames")
     parser.add_argument("--steps", nargs="*", default=[], help="only these steps, by their names in tools/journey/inside.py")
+    parser.add_argument("--make-only", action="store_true", help="make the stage, and go")
     args = parser.parse_args()
     if why := stage.missing():
         sys.exit(f"The stage cannot be made here: {why}.")
-    stage.make(args.root)
+    stage.make(args.root.resolve())
+    if args.make_only:
+        print(f"The stage is there: {args.root}")
+        return 0
     archive = args.archive
     if archive is None:
         work = REPOSITORY / "build" / "extension"

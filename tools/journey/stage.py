@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +29,10 @@ def missing() -> str:
         return "it needs root, for chroot and mounts"
     if shutil.which("debootstrap") is None:
         return "debootstrap is not installed"
+    with tempfile.TemporaryDirectory() as folder:
+        if subprocess.run(["mount", "-t", "proc", "proc", folder], capture_output=True).returncode != 0:
+            return "nothing may be mounted"
+        subprocess.run(["umount", "-l", folder], check=False)
     return ""
 
 
@@ -78,14 +82,17 @@ def entered(root: Path, command: list[str], env: dict[str, str] | None = None) -
 
 
 @contextlib.contextmanager
-def screen(root: Path, number: int, size: str) -> Iterator[str]:
-    """A screen in memory; -> its DISPLAY."""
-    server = subprocess.Popen(entered(root, ["Xvfb", f":{number}", "-screen", "0", f"{size}x24", "+extension", "GLX", "-nolisten", "tcp"]),
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def screen(root: Path, size: str) -> Iterator[str]:
+    """A screen in memory, of a number that is free; -> its DISPLAY."""
+    reading, writing = os.pipe()
+    command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", f"{size}x24", "+extension", "GLX", "-nolisten", "tcp"]
+    server = subprocess.Popen(entered(root, command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(writing,))
+    os.close(writing)
     try:
-        time.sleep(2)
-        if server.poll() is not None:
-            raise RuntimeError(f"Xvfb :{number} did not start")
+        with open(reading, "rb") as told:
+            number = told.readline().decode().strip()          # empty when it has ended
+        if not number:
+            raise RuntimeError("Xvfb did not start")
         yield f":{number}"
     finally:
         server.terminate()
@@ -93,3 +100,4 @@ def screen(root: Path, number: int, size: str) -> Iterator[str]:
             server.wait(10)
         except subprocess.TimeoutExpired:
             server.kill()
+            server.wait(10)
