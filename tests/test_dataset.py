@@ -287,6 +287,38 @@ def test_a_job_is_killed_resumed_and_comes_out_the_same(tmp_path):
     assert twin.read_bytes() == files["own_000000.npz"].read_bytes()
 
 
+@pytest.fixture
+def two_nodes():
+    """Address of a Ray cluster of two nodes with one core each."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed (near-relight[ray])")
+    node = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.bpy
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_cluster_makes_the_same_files(tmp_path, two_nodes):
+    """Two nodes, each with its own Blender, against one process on this machine."""
+    job = ["--own", "3", "--assets", str(user_assets(tmp_path / "assets"))]
+    for name, extra in (("here", ()), ("there", ("--ray", two_nodes))):
+        process = start(tmp_path / name, *job, *extra)
+        text = process.communicate(timeout=1500)[0]
+        assert process.returncode == 0, text
+    here, there = ({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.suffix in (".npz", ".exr")} for name in ("here", "there"))
+    assert len([p for p in here if p.suffix == ".npz"]) == 4 and here.keys() == there.keys()
+    assert [str(p) for p in here if here[p] != there[p]] == []
+    for name in ("job.json", "index.json", "quarantine.json"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
+    log = [json.loads(line) for line in (tmp_path / "there" / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 5 and len({line["node"] for line in log}) == 2
+
+
 def test_a_wrong_command_is_a_sentence(tmp_path):
     for extra, expected in (((), "Error: There is nothing to make"), (("--own", "1", "--hdris", str(tmp_path / "dark")), "Error: There is no folder")):
         process = start(tmp_path / "x", *extra)

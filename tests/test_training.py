@@ -35,7 +35,7 @@ journal.Journal.log = fatal
 from near.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-STEPS, SAVE, DEATH = 7, 3, 5
+STEPS, SAVE, DEATH = 5, 2, 3
 
 
 def ball(seed: int, views: int = 2, lights: int = 2, size: int = 24) -> ObjectArrays:
@@ -85,13 +85,13 @@ def losses(run_folder: Path) -> dict[int, float]:
 
 def killed_and_resumed(command: list[str], unbroken: Path, broken: Path) -> None:
     """Run a stage in one go, and again with a kill between two saves; every loss must be the same."""
-    options = ["--steps", str(STEPS), "--save-every", str(SAVE), "--sheet-every", "6", "--seed", "3"]
+    options = ["--steps", str(STEPS), "--save-every", str(SAVE), "--sheet-every", "4", "--seed", "3"]
     assert main([*command, "-o", str(unbroken), *options]) == 0
     child = subprocess.run([sys.executable, "-c", KILLED.format(step=DEATH), *command, "-o", str(broken), *options], capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert max(losses(broken)) == DEATH and torch.load(broken / "state.pt", weights_only=True)["step"] == SAVE
     with (broken / "log.jsonl").open("a") as log:
-        log.write('{"step": 6, "lo')  # a kill may leave half a line
+        log.write('{"step": 4, "lo')  # a kill may leave half a line
     assert main([*command, "-o", str(broken), *options]) == 0
     expected, found = losses(unbroken), losses(broken)
     assert list(expected) == list(found) == list(range(1, STEPS + 1)) and len(set(expected.values())) == STEPS
@@ -104,6 +104,7 @@ def killed_and_resumed(command: list[str], unbroken: Path, broken: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_renderer_goes_on_exactly_after_a_kill(data, tmp_path):
     command = ["train", "renderer", str(data / "cache"), "--hdris", str(data / "hdris")]
     killed_and_resumed(command, tmp_path / "a", tmp_path / "b")
@@ -111,6 +112,7 @@ def test_the_renderer_goes_on_exactly_after_a_kill(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_both_flows_go_on_exactly_after_a_kill(data, tmp_path):
     base = ["train", "flow", str(data / "cache"), "--batch", "2"]
     killed_and_resumed(base, tmp_path / "a", tmp_path / "b")
@@ -175,7 +177,8 @@ def test_it_learns_and_the_average_follows(tmp_path):
         return Sheet({"weight": float(average.weight)}, np.zeros((4, 4, 3), np.uint8))
 
     average = run(model, fit(model), 8, tmp_path, LoopConfig(steps=300, learning_rate=0.05, warmup=5, ema=0.9, sheet_every=100), sheet_fn=sheet)
-    assert abs(float(average.weight) - 2) < 0.1 and abs(float(model.weight) - float(average.weight)) < 0.05
+    ours, mean = float(model.weight.detach()), float(average.weight)
+    assert abs(mean - 2) < 0.1 and abs(ours - mean) < 0.05
     assert [s for s, _ in seen] == [100, 200, 300] and (tmp_path / "sheets" / "0000300.png").is_file()
     assert [json.loads(x) for x in (tmp_path / "held_out.jsonl").read_text().splitlines()][1] == {"step": 200, "weight": pytest.approx(seen[1][1], abs=1e-8)}
 
@@ -226,7 +229,7 @@ def test_two_processes_train_as_one_with_both_samples(tmp_path):
     """torchrun with two processes against one process that averages the two losses itself."""
     (tmp_path / "pair.py").write_text(PAIR)
     child = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "pair.py"),
-                            str(Path(__file__).parent), str(tmp_path / "two")], capture_output=True, text=True, timeout=300,
+                            str(Path(__file__).parent), str(tmp_path / "two")], capture_output=True, text=True, timeout=900,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert child.returncode == 0, child.stderr[-3000:]
     model = line()

@@ -28,7 +28,7 @@ STAMP = VENV / "near-setup.json"
 LOG = VENV / "near-setup.log"
 # Blender's module has wheels for 3.11, so that comes first; the others run everything else.
 PYTHONS = ("3.11", "3.12", "3.13")
-EXTRAS = {"setup": {"dev", "blender"}, "demo": set(), "test": {"dev", "blender"}}
+EXTRAS = {"setup": {"dev", "blender"}, "demo": set(), "test": {"dev", "blender", "train", "ray"}}
 # What the bpy wheel loads from the system, and the Debian package that holds it.
 SYSTEM_LIBRARIES = {"X11": "libx11-6", "Xrender": "libxrender1", "Xfixes": "libxfixes3", "Xi": "libxi6",
                     "xkbcommon": "libxkbcommon0", "SM": "libsm6", "GL": "libgl1", "EGL": "libegl1"}

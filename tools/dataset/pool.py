@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dataset.job import Item, JobConfig, JobError
@@ -24,13 +24,15 @@ START_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Result:
-    """status: ``made``, ``refused`` (the object itself is at fault), ``crashed`` or ``slow`` (the process had to be replaced)."""
+    """status: ``made``, ``refused`` (the object itself is at fault), ``crashed`` or ``slow`` (the process had to be replaced);
+    where: node of a cluster."""
 
     item: Item
     status: str
     reason: str | None
     seconds: float
     cpu_seconds: float = 0.0
+    where: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,44 +189,55 @@ def run_ray(items: Sequence[Item], machine: Machine, address: str, path_of: Call
         import ray
     except ImportError as error:
         raise JobError("Ray is not installed: pip install 'near-relight[ray]', or leave --ray out.") from error
-    from near.atomic import write_bytes
-
     try:
         ray.init(address=address, runtime_env={"working_dir": str(TOOLS), "excludes": ["**/__pycache__"]}, log_to_driver=False)
     except Exception as error:
         raise JobError(f"The Ray cluster {address} cannot be reached ({str(error).splitlines()[0][:200]}).") from error
-    lights = ray.put({p.name: p.read_bytes() for p in sorted(machine.lights.glob("*.exr"))})
-    actor = ray.remote(num_cpus=machine.threads, max_restarts=3, max_task_retries=1)(RayWorker)
-    count = max(int(ray.cluster_resources().get("CPU", 1)) // machine.threads, 1)
-    workers = [actor.remote(machine, lights) for _ in range(min(count, len(items)))]
-    rest, running = list(reversed(items)), {}
     try:
-        for worker in workers:
-            item = rest.pop()
-            running[worker.make.remote(item)] = (worker, item)
-        while running:
-            (ready,), _ = ray.wait(list(running), num_returns=1)
-            worker, item = running.pop(ready)
-            try:
-                result, data = ray.get(ready)
-            except ray.exceptions.RayActorError as error:
-                result, data = Result(item, "crashed", f"the node was lost ({type(error).__name__})", 0.0), None
-            if data is not None:
-                write_bytes(path_of(item), data)
-            tell(result)
-            if rest:
-                item = rest.pop()
-                running[worker.make.remote(item)] = (worker, item)
+        slots = sum(int(node["Resources"].get("CPU", 0)) // machine.threads for node in ray.nodes() if node["Alive"])
+        if not slots:
+            raise JobError(f"No node of the Ray cluster has {machine.threads} cores: choose fewer --threads.")
+        _farm_out(items, machine, min(slots, len(items)), path_of, tell)
     finally:
         ray.shutdown()
+
+
+def _farm_out(items: Sequence[Item], machine: Machine, count: int, path_of: Callable[[Item], Path], tell: Callable[[Result], None]) -> None:
+    """Make all items with ``count`` actors. What a lost node was at is made elsewhere, once."""
+    import ray
+    from near.atomic import write_bytes
+
+    lights = ray.put({p.name: p.read_bytes() for p in sorted(machine.lights.glob("*.exr"))})
+    new_worker = lambda: ray.remote(num_cpus=machine.threads)(RayWorker).remote(machine, lights)  # noqa: E731
+    rest, running, idle, lost = list(reversed(items)), {}, [new_worker() for _ in range(count)], set()
+    while rest or running:
+        if rest and not idle and ray.available_resources().get("CPU", 0) >= machine.threads and len(running) < count:
+            idle.append(new_worker())
+        while rest and idle:
+            worker, item = idle.pop(), rest.pop()
+            running[worker.make.remote(item)] = (worker, item)
+        if not running:
+            raise JobError("The Ray cluster lost all its nodes. The same command goes on when they are back.")
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        worker, item = running.pop(ready)
+        try:
+            result, data = ray.get(ready)
+        except ray.exceptions.RayActorError as error:  # with its node, or for want of memory
+            if item.key not in lost:
+                lost.add(item.key)
+                rest.append(item)
+                continue
+            result, data, worker = Result(item, "crashed", f"its node was lost twice ({type(error).__name__})", 0.0), None, None
+        if data is not None:
+            write_bytes(path_of(item), data)
+        tell(result)
+        idle += [worker] if worker is not None else []
 
 
 class RayWorker:
     """An actor that owns one Blender on its node."""
 
     def __init__(self, machine: Machine, lights: dict[str, bytes]) -> None:
-        from dataclasses import replace
-
         self.folder = tempfile.TemporaryDirectory(prefix="near-ray-")
         here = Path(self.folder.name)
         (here / "lights").mkdir()
@@ -233,6 +246,9 @@ class RayWorker:
         self.blender = Blender(replace(machine, lights=here / "lights"))
 
     def make(self, item: Item) -> tuple[Result, bytes | None]:
+        """What happened, and the file's content."""
+        import ray
+
         output = Path(self.folder.name) / "object.npz"
-        result = _with_second_chance(self.blender, item, output)
+        result = replace(_with_second_chance(self.blender, item, output), where=ray.get_runtime_context().get_node_id()[:12])
         return result, output.read_bytes() if result.status == "made" else None

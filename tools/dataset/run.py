@@ -108,7 +108,8 @@ class _Progress:
             self.quarantine.add(result)
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": result.item.key, "status": result.status, "seconds": round(result.seconds, 2),
-                                   "cpu_seconds": round(result.cpu_seconds, 2), "reason": result.reason}) + "\n")
+                                   "cpu_seconds": round(result.cpu_seconds, 2), "reason": result.reason,
+                                   **({"node": result.where} if result.where else {})}) + "\n")
         spent = time.monotonic() - self.start
         left = spent / self.done * (self.total - self.done)
         what = f"{result.seconds:.1f} s" if result.status == "made" else f"set aside: {result.reason}"
