@@ -39,7 +39,7 @@ class LightLibrary:
     """Environments of a folder by name, prefiltered once each."""
 
     def __init__(self, folder: Path) -> None:
-        self.paths = {p.stem: p for p in sorted(folder.glob("*.exr"))}
+        self.paths = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in (".exr", ".hdr")}
         self._loaded: dict[str, tuple[Environment, PrefilteredLight]] = {}
 
     def get(self, name: str, rotation_z_rad: float, strength: float) -> tuple[Environment, PrefilteredLight]:
