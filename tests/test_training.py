@@ -7,19 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from near.cli import main
 from near.errors import NearError
 from near.lighting.samples import sample_environment
 from near.output import write_environment
+from near.training import losses as losses_module
 from near.training.flow_data import held_out_rows
 from near.training.journal import Journal, Sheet
 from near.training.loop import LoopConfig, Sampler, run
+from near.training.renderer import SparseSplat, on_device
 from near.training.starter_write import ObjectArrays, write_starter
 
 # A trainer that is killed, not stopped, right after it logged a step.
@@ -119,6 +123,43 @@ def test_both_flows_go_on_exactly_after_a_kill(data, tmp_path):
     assert (tmp_path / "a" / "flow.safetensors").is_file()
     homogeniser = [*base, "--homogenizer", str(tmp_path / "a"), "--pointwise-minutes", "0", "--rank", "4"]
     killed_and_resumed(homogeniser, tmp_path / "c", tmp_path / "d")
+
+
+def test_the_perceptual_loss_is_lpips_where_it_is_installed(tmp_path, monkeypatch):
+    class LPIPS(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+
+        def forward(self, a, b):
+            assert a.shape == b.shape == (1, 3, 32, 32) and float(a.min()) >= -1
+            return ((a - b) ** 2).mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    black, grey = torch.zeros(3, 32, 32), torch.full((3, 32, 32), 0.5, requires_grad=True)
+    try:
+        losses_module.perceptual_loss.cache_clear()
+        name, substitute = losses_module.perceptual_loss()
+        assert "substitute" in name and float(substitute(black, black)) == 0
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "vgg16-0.pth").touch()
+        monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=LPIPS))
+        losses_module.perceptual_loss.cache_clear()
+        name, distance = losses_module.perceptual_loss()
+        value = distance(grey, black)
+        value.backward()
+        assert name == "LPIPS (VGG)" and value.ndim == 0 and float(value.detach()) == pytest.approx(1.0) and float(grey.grad.sum()) > 0
+    finally:
+        losses_module.perceptual_loss.cache_clear()
+
+
+def test_splatting_on_a_gpu_and_here_is_the_same_product():
+    """The sparse product of the CUDA path, run where there is no GPU, against scipy's."""
+    matrix = scipy.sparse.random(12, 7, 0.4, "csr", np.float32, np.random.default_rng(0))
+    dense = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    SparseSplat.apply(dense, matrix).square().sum().backward()
+    w = torch.from_numpy(matrix.toarray())
+    assert torch.allclose(on_device(matrix, dense.detach()), w @ dense.detach(), atol=1e-6)
+    assert torch.allclose(dense.grad, 2 * w.T @ (w @ dense.detach()), atol=1e-5)
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,8 +45,26 @@ def multiscale_gradient(a: Tensor, b: Tensor, scales: int = 3) -> Tensor:
     return total / scales
 
 
+@lru_cache(maxsize=1)
+def perceptual_loss() -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """(name, differentiable function of two [3, H, W] in 0..1): LPIPS where package and weights are on this machine, else the
+    substitute. Nothing is downloaded."""
+    if list((Path(torch.hub.get_dir()) / "checkpoints").glob("vgg16-*.pth")):
+        try:
+            import lpips
+
+            network = lpips.LPIPS(net="vgg", verbose=False).eval().requires_grad_(False)
+            return "LPIPS (VGG)", lambda a, b: network.to(a.device)(a[None] * 2 - 1, b[None] * 2 - 1).mean()
+        except ImportError:
+            pass
+    return "image gradients over a pyramid (substitute: the LPIPS weights are not on this machine)", multiscale_gradient
+
+
 def image_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, float]]:
     """Log-L1 + 0.2 (1 - SSIM) + 0.2 perceptual on AgX, the last two over the frame, the first within the mask.
+
+    The published terms on volume, opacity and shadow have nothing to act on here: the discs' geometry is given, and what
+    shadows them is computed.
 
     Args: predicted, target: premultiplied linear Rec.709 [H, W, 3]; mask: coverage [H, W].
     """
@@ -51,7 +73,7 @@ def image_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor,
     shown, wanted = agx_srgb(predicted.clamp_min(0)), agx_srgb(target)
     agx_l1 = ((shown - wanted).abs().mean(-1) * mask).mean() / share
     a, b = shown.permute(2, 0, 1), wanted.permute(2, 0, 1)
-    structure, perceptual = 1 - ssim(a, b), multiscale_gradient(a, b)
+    structure, perceptual = 1 - ssim(a, b), perceptual_loss()[1](a, b)
     mse = (((shown - wanted) ** 2).mean(-1) * (mask > 0.5)).sum() / (mask > 0.5).sum().clamp_min(1)
     psnr = float(-10 * torch.log10(mse.detach().clamp_min(1e-8)))
     return log_l1 + 2 * agx_l1 + 0.2 * structure / share + 0.2 * perceptual / share, {"psnr_mask": psnr, "log_l1": float(log_l1.detach())}

@@ -22,7 +22,7 @@ from near.models.shading import light_surface, shade_terms
 from near.training.cache import LightLibrary, unpack_matrix
 from near.training.flow_data import held_out_rows
 from near.training.journal import Sheet
-from near.training.losses import image_loss
+from near.training.losses import image_loss, perceptual_loss
 from near.training.loop import LoopConfig, Sampler, processes, run
 from near.training.pictures import comparison
 
@@ -45,11 +45,14 @@ class SparseSplat(torch.autograd.Function):
 
 
 def _product(matrix, dense: Tensor) -> Tensor:
-    """A scipy sparse matrix times [N, 3], on the tensor's device."""
-    if not dense.is_cuda:
-        return torch.from_numpy(matrix @ np.ascontiguousarray(dense.numpy()))
+    """A scipy sparse matrix times [N, 3]."""
+    return on_device(matrix, dense) if dense.is_cuda else torch.from_numpy(matrix @ np.ascontiguousarray(dense.numpy()))
+
+
+def on_device(matrix, dense: Tensor) -> Tensor:
+    """The same on the tensor's device."""
     parts = (torch.from_numpy(a).to(dense.device) for a in (matrix.indptr, matrix.indices, matrix.data))
-    return torch.sparse_csr_tensor(*parts, size=matrix.shape) @ dense
+    return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False) @ dense
 
 
 class RendererData:
@@ -125,6 +128,7 @@ def train_renderer(model: CompactRendererModel, data: RendererData, out: Path, c
                    report: Callable[[str], None] = print) -> nn.Module:
     """Train jointly; returns the averaged model. Held-out mask PSNR (with and without the decoder) goes to the journal."""
     data.device = processes().device
+    report(f"{out.name} on {data.device}; perceptual loss: {perceptual_loss()[0]}")
     # Light is conditioned where it was read, on the CPU.
     model.hdri_encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(data.device),))
 
