@@ -15,7 +15,7 @@ GEOMETRIES = [
 _RELATIVE = {"PATH_SUPPORTS_BLEND_RELATIVE"} if bpy.app.version >= (4, 5, 0) else set()
 
 
-def _is_plain_mesh(_settings, obj: bpy.types.Object) -> bool:
+def is_plain_mesh(_settings, obj: bpy.types.Object) -> bool:
     return obj.type == "MESH" and not obj.near_relight.is_proxy
 
 
@@ -28,6 +28,8 @@ class NEAR_PG_object(bpy.types.PropertyGroup):
     origin: StringProperty(name="Origin", description="Folder the asset's file was in when the .blend was saved", options=set())
     photo: StringProperty(name="Photo", description="The photo that the asset was made from", subtype="FILE_PATH", options=_RELATIVE)
     packed: PointerProperty(name="Packed", description="Copy of the asset's file inside the .blend", type=bpy.types.Text)
+    bake_onto: PointerProperty(name="Bake Onto", description="Mesh that gets the textures of a GLB on its own UVs; empty: the asset's own mesh",
+                               type=bpy.types.Object, poll=is_plain_mesh)
 
 
 class NEAR_PG_photo(bpy.types.PropertyGroup):
@@ -43,7 +45,7 @@ class NEAR_PG_scene(bpy.types.PropertyGroup):
                           subtype="FILE_PATH", options=_RELATIVE)
     more_photos: CollectionProperty(name="More Photos", type=NEAR_PG_photo)
     geometry: EnumProperty(name="Geometry", description="Where the asset's shape comes from", items=GEOMETRIES, default="PHOTO", options=set())
-    mesh: PointerProperty(name="Mesh", description="Mesh that gives the shape", type=bpy.types.Object, poll=_is_plain_mesh)
+    mesh: PointerProperty(name="Mesh", description="Mesh that gives the shape", type=bpy.types.Object, poll=is_plain_mesh)
     generator: StringProperty(name="Generator", description="Name of a shape generator of the backend", options=set())
     use_shape_photo: BoolProperty(name="Style Transfer", description="Shape from another photo, look from the photo above", options=set())
     shape_photo: StringProperty(name="Shape Photo", description="Photo that gives the shape", subtype="FILE_PATH", options=_RELATIVE)

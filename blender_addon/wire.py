@@ -264,10 +264,12 @@ class Encode(Message):
 @SCHEMA
 @dataclass(frozen=True)
 class Export(Message):
-    """Asset -> file in `format` (splats under `light` for ply); `Done` {"sha256", "size"}, to be fetched."""
+    """Asset -> file in `format` (ply: splats under `light`; glb: textures, on the UVs of the uploaded `mesh`, which is in asset
+    space, if given); `Done` {"sha256", "size"}, to be fetched."""
     LANES: ClassVar = ("batch",)
     asset: Annotated[str, SHA256]
     format: Annotated[str, OneOf(EXPORT_FORMATS)] = "near"
+    mesh: Annotated[str, SHA256_OR_NONE] = ""
     light: Annotated[object, Part(LightSpec, optional=True)] = None
     deadline_s: Annotated[float, DEADLINE] = 0.0
 

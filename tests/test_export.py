@@ -103,3 +103,46 @@ def test_refusals(engine, asset, light):
         export_asset(asset, "fbx", engine=engine)
     with pytest.raises(NearError, match="cancelled"):
         export_asset(asset, "ply", light=light, engine=engine, cancelled=lambda: True)
+
+
+def test_glb_on_the_users_uvs(engine, asset, tmp_path):
+    """A mesh of the user's that lies on the asset: its UVs stay, each texel has the material of the surface it is on."""
+    from dataclasses import replace
+
+    import trimesh
+    from scipy.spatial import cKDTree
+
+    from near.colour import srgb_encode
+    from near.export.onto import in_the_files_space, texels
+    from near.geometry.mesh import load_mesh
+
+    sphere = trimesh.creation.icosphere(subdivisions=4, radius=0.3)
+    uv = 0.5 + 0.45 * sphere.vertices[:, :2] / 0.3                                                             # the upper half, from above
+    upper = (sphere.vertices[sphere.faces][..., 2] > 0).all(-1)
+    user = trimesh.Trimesh(sphere.vertices * (0.4, 0.4, 0.3) + (0.02, 0.01, 0.05), sphere.faces[upper], process=False, visual=trimesh.visual.TextureVisuals(uv=uv))
+    turned = user.copy()
+    turned.vertices = np.stack([user.vertices[:, 0], user.vertices[:, 2], -user.vertices[:, 1]], -1)          # glTF is Y-up
+    (tmp_path / "user.glb").write_bytes(turned.export(file_type="glb"))
+    onto = load_mesh(tmp_path / "user.glb")
+    vertices, normals, faces, uvs = in_the_files_space(onto)
+    assert np.allclose(np.sort(vertices, 0)[[0, -1]], np.sort(user.vertices[np.unique(user.faces)], 0)[[0, -1]], atol=1e-5), "as it lay in the file"
+    pixels, points, sides = texels(vertices, normals, faces, uvs, 128)
+    assert len(pixels) > 2000 and np.allclose(np.linalg.norm(sides, axis=-1), 1)
+    again = np.stack([(points[:, 0] - 0.02) / 0.4, (points[:, 1] - 0.01) / 0.4], -1) / 0.3
+    expected = np.stack([0.5 - 0.45 * again[:, 1], 0.5 + 0.45 * again[:, 0]], -1) * 128 - 0.5                   # (y down, x)
+    assert np.abs(expected - pixels).max() < 0.6, "a texel lies where its UV says"
+
+    data = export_asset(asset, "glb", engine=engine, onto=onto)
+    made = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
+    assert len(made.faces) == len(faces) and np.allclose(np.sort(made.visual.uv, 0), np.sort(uvs * (1, -1) + (0, 1), 0), atol=1e-5)
+    state = engine.compact_renderer().discs(asset)
+    texture = np.asarray(made.visual.material.baseColorTexture)[..., :3] / 255
+    seen, where, _ = texels(vertices, normals, faces, uvs, texture.shape[0])
+    chosen = np.random.default_rng(0).choice(len(seen), 500)
+    nearest = state.material.numpy()[cKDTree(state.cloud.points.numpy()).query(where[chosen])[1], :3]
+    assert np.abs(texture[tuple(seen[chosen].T)] - srgb_encode(torch.from_numpy(nearest)).numpy()).mean() < 0.05
+
+    for bad, code in ((replace(onto, uvs=()), "export-no-uvs"), (replace(onto, uvs=(onto.uvs[0] * 3,)), "export-uvs-outside")):
+        with pytest.raises(NearError) as caught:
+            export_asset(asset, "glb", engine=engine, onto=bad)
+        assert caught.value.code == code

@@ -23,8 +23,9 @@ IMAGES = "*.png;*.jpg;*.jpeg;*.tif;*.tiff;*.bmp;*.webp;*.avif;*.exr"
 class Landing:
     """Where a job's asset goes: plain data, since scenes and objects may be gone when it ends."""
 
-    def __init__(self, scene: bpy.types.Scene, name: str, world_from_asset: Matrix | None = None, photo: str = "", hide: str = "") -> None:
-        self.scene, self.name, self.photo, self.hide = scene.name, name, photo, hide
+    def __init__(self, scene: bpy.types.Scene, name: str, world_from_asset: Matrix | None = None, photo: str = "", hide: str = "",
+                 source: str = "") -> None:
+        self.scene, self.name, self.photo, self.hide, self.source = scene.name, name, photo, hide, source
         self.world_from_asset = world_from_asset
 
     def putting(self, job: Job, path: Path, sha256: str) -> transfer.Steps[str]:
@@ -36,6 +37,7 @@ class Landing:
         scene = bpy.data.scenes.get(self.scene) or bpy.context.scene
         obj = place.add_proxy(scene, path, sha256, self.name, self.world_from_asset, self.photo, mesh=mesh)
         hidden = bpy.data.objects.get(self.hide) if self.hide else None
+        obj.near_relight.bake_onto = bpy.data.objects.get(self.source) if self.source else None
         if hidden is not None:
             hidden.hide_render = True
             hidden.hide_set(True)
@@ -117,14 +119,14 @@ def create_job(context: bpy.types.Context, photo_text: str, index: int = 0) -> J
     generator = settings.generator.strip() if settings.geometry == "GENERATOR" else ""
     if settings.geometry == "GENERATOR" and not generator:
         raise NearError("generator-not-set", "No shape generator is named.", "Name one that is installed in the backend, or choose another geometry.")
-    mesh_data, world_from_asset, hide = None, None, ""
+    mesh_data, world_from_asset, hide, source = None, None, "", ""
     if settings.geometry == "MESH":
         if settings.mesh is None or settings.mesh.type != "MESH":
             raise NearError("mesh-not-set", "No mesh object is chosen.", "Choose the mesh that gives the shape.")
         mesh, world_from_asset = place.evaluated_mesh(settings.mesh, context.evaluated_depsgraph_get())
         mesh_data = place.ply_bytes(*place.mesh_arrays(mesh))
         bpy.data.meshes.remove(mesh)
-        hide = settings.mesh.name if settings.hide_mesh else ""
+        source, hide = settings.mesh.name, settings.mesh.name if settings.hide_mesh else ""
     elif index:
         world_from_asset = Matrix.Translation(scene.cursor.location) @ Matrix.Translation((1.2 * index, 0, 0.5))
     seed = settings.seed
@@ -136,7 +138,7 @@ def create_job(context: bpy.types.Context, photo_text: str, index: int = 0) -> J
         mesh_sha = (yield from here.putting(client, mesh_data, "mesh")) if mesh_data is not None else ""
         return wire.Create(id=client.new_id(), photo=photo_sha, mesh=mesh_sha, shape=shape_sha, generator=generator, seed=seed)
 
-    return asset_job(f"Create {photo.stem}", request, Landing(scene, photo.stem, world_from_asset, str(photo), hide))
+    return asset_job(f"Create {photo.stem}", request, Landing(scene, photo.stem, world_from_asset, str(photo), hide, source))
 
 
 class NEAR_OT_photo_pick(ImportHelper, bpy.types.Operator):

@@ -47,7 +47,7 @@ class NEAR_OT_encode(common.AtOnce, bpy.types.Operator):
             sha256 = yield from session.get().putting(client, data, "mesh")
             return wire.Encode(id=client.new_id(), mesh=sha256, seed=seed)
 
-        landing = Landing(context.scene, f"{obj.name} relightable", world_from_asset, hide=obj.name if settings.hide_mesh else "")
+        landing = Landing(context.scene, f"{obj.name} relightable", world_from_asset, hide=obj.name if settings.hide_mesh else "", source=obj.name)
         return common.carry_out(self, asset_job(f"Encode {obj.name}", request, landing), self.at_once)
 
 
@@ -57,11 +57,21 @@ def glb_of(context: bpy.types.Context, obj: bpy.types.Object) -> tuple[bytes, Ma
     Raises:
         NearError: `gltf-missing`, `mesh-export`, and those of `place.evaluated_mesh`.
     """
+    mesh, world_from_asset = place.evaluated_mesh(obj, context.evaluated_depsgraph_get())
+    return written_glb(context, obj, mesh), world_from_asset
+
+
+def written_glb(context: bpy.types.Context, obj: bpy.types.Object, mesh: bpy.types.Mesh, **options) -> bytes:
+    """A GLB file of `mesh` with the object's materials; removes the mesh. `options`: further ones of Blender's exporter.
+
+    Raises:
+        NearError: `gltf-missing`, `mesh-export`.
+    """
     if not addon_utils.check("io_scene_gltf2")[1]:
         addon_utils.enable("io_scene_gltf2")
     if not addon_utils.check("io_scene_gltf2")[1]:
+        bpy.data.meshes.remove(mesh)
         raise NearError("gltf-missing", "Blender's glTF add-on, which carries materials over, is not there.", "Enable it in the preferences.")
-    mesh, world_from_asset = place.evaluated_mesh(obj, context.evaluated_depsgraph_get())
     scene = bpy.data.scenes.new("near export")
     copy = bpy.data.objects.new("near export", mesh)
     for slot, theirs in zip(copy.material_slots, obj.material_slots):   # a material may hang on the object instead of the mesh
@@ -73,8 +83,8 @@ def glb_of(context: bpy.types.Context, obj: bpy.types.Object) -> tuple[bytes, Ma
             path = Path(folder) / "mesh.glb"
             with context.temp_override(scene=scene, view_layer=scene.view_layers[0]):
                 bpy.ops.export_scene.gltf(filepath=str(path), export_format="GLB", use_active_scene=True, export_animations=False,
-                                          export_yup=True, export_tangents=False)
-            return path.read_bytes(), world_from_asset
+                                          export_yup=True, export_tangents=False, **options)
+            return path.read_bytes()
     except (RuntimeError, OSError) as error:
         raise NearError("mesh-export", f"The object {obj.name} could not be exported ({error}).", "Check its mesh and materials.") from None
     finally:

@@ -10,13 +10,15 @@ from bpy_extras.io_utils import ExportHelper
 
 from .. import paths, session, transfer, wire
 from ..client import Client
+from ..errors import NearError
 from ..jobs import Job
 from ..scene import lighting, objects
 from . import common
+from .encode import written_glb
 
 FORMATS = [("near", "NeAR Asset (.near)", "The asset as it is"),
            ("ply", "Gaussian Splats (.ply)", "Splats under the scene's present light, for splat viewers"),
-           ("glb", "Mesh with PBR Textures (.glb)", "The proxy mesh with base colour, roughness and metallic")]
+           ("glb", "Mesh with PBR Textures (.glb)", "Base colour, roughness and metallic, on the UVs of the mesh that the panel names, or on the asset's own mesh")]
 
 
 class NEAR_OT_export(ExportHelper, bpy.types.Operator):
@@ -58,17 +60,40 @@ class NEAR_OT_export(ExportHelper, bpy.types.Operator):
             here.ensure()
             light = lighting.light_spec(lighting.capture(context.evaluated_depsgraph_get()), here)
             light = _seen_from(light, context.object)
+        onto = _mesh_in_asset_space(context, context.object) if kind == "glb" else None
 
         def work(job: Job, client: Client):
             sha256 = yield from here.putting(client, source, "asset")
+            mesh = (yield from here.putting(client, onto, "mesh")) if onto is not None else ""
             if kind != "near":
-                made = yield from job.asking(client, wire.Export(id=client.new_id(), asset=sha256, format=kind, light=light))
+                made = yield from job.asking(client, wire.Export(id=client.new_id(), asset=sha256, format=kind, light=light, mesh=mesh))
                 sha256 = made.result["sha256"]
             data = (yield from transfer.fetching(client, sha256)) if kind != "near" else source.read_bytes()
             paths.write_atomic(target, data)
             return target
 
         return common.carry_out(self, Job(f"Export {target.name}", work), at_once=not self.from_button)
+
+
+def _mesh_in_asset_space(context: bpy.types.Context, asset: bpy.types.Object) -> bytes | None:
+    """A GLB file of the mesh that gets the textures, as it stands to the asset now; None: the asset's own.
+
+    Raises:
+        NearError: `export-no-uvs`, those of `encode.written_glb`.
+    """
+    obj = asset.near_relight.bake_onto
+    if obj is None:
+        return None
+    graph = context.evaluated_depsgraph_get()
+    mesh = bpy.data.meshes.new_from_object(obj.evaluated_get(graph), preserve_all_data_layers=True, depsgraph=graph)
+    if not mesh.uv_layers or not mesh.polygons:
+        bpy.data.meshes.remove(mesh)
+        raise NearError("export-no-uvs", f"The mesh {obj.name} has no UVs to bake onto.", "Unwrap it, or clear Bake Onto to use the asset's own mesh.")
+    asset_from_mesh = asset.matrix_world.inverted() @ obj.matrix_world
+    mesh.transform(asset_from_mesh)
+    if asset_from_mesh.determinant() < 0:
+        mesh.flip_normals()
+    return written_glb(context, obj, mesh, export_materials="NONE")
 
 
 def _seen_from(light: wire.LightSpec, obj: bpy.types.Object) -> wire.LightSpec:

@@ -37,6 +37,7 @@ class NEAR_PT_asset(NearPanel, bpy.types.Panel):
         column.label(text="Export")
         for kind, text, _ in FORMATS:
             column.operator("near.export", text=text).format = kind
+        layout.prop(data, "bake_onto")
 
 
 register, unregister = bpy.utils.register_classes_factory((NEAR_PT_asset,))

@@ -22,7 +22,7 @@ class NearPanel:
 
 def wrapped(layout: bpy.types.UILayout, text: str, width_pixels: float, icon: str = "NONE") -> None:
     """A text over as many lines as it needs."""
-    scale = bpy.context.preferences.system.ui_scale
+    scale = bpy.context.preferences.system.ui_scale or 1.0      # without a window it is 0
     for line in textwrap.wrap(text, max(int(width_pixels / (_CHARACTER_PIXELS * scale)), 16)):
         layout.label(text=line, icon=icon)
         icon = "BLANK1" if icon != "NONE" else "NONE"

@@ -131,9 +131,18 @@ def test_occlusion_and_shadow_against_cycles(scene, tmp_path):
     score = {name: stage.psnr(shown["truth"][mask], shown["ours"][mask]) for name, mask in
              (("before", inner(index == BEFORE)), ("behind", inner(index == BEHIND)), ("floor", inner(index == FLOOR)), ("asset", inner(index == ASSET)),
               ("all", index >= 0))}
+    # What the difference is made of: the asset's own pixels and their rim; all that is neither is as Cycles has it.
+    near = index == ASSET
+    for axis in (0, 1):
+        for step in (-2, -1, 1, 2):
+            near = near | np.roll(index == ASSET, step, axis)
+    score["all but the asset"] = stage.psnr(shown["truth"][~near], shown["ours"][~near])
+    error = ((shown["truth"] - shown["ours"]) ** 2).sum(-1)
+    score["share of the error on the asset, %"] = float(100 * error[near].sum() / error.sum())
     print({name: round(value, 1) for name, value in score.items()})
     assert min(score["before"], score["behind"], score["floor"]) > 42, "ordinary objects are where and as they were"
     assert score["asset"] > 18 and score["all"] > 24
+    assert score["all but the asset"] > 36 and score["share of the error on the asset, %"] > 85
 
     # The shadow: where Cycles' own mesh darkens the floor, so does the asset, as much.
     def light(value: np.ndarray) -> np.ndarray:

@@ -292,6 +292,62 @@ def test_esc_ends_a_long_frame_at_once(home, scene):
     assert session.get().client is not None
 
 
+# ---------------------------------------------------------------- what goes wrong
+class Layout:
+    """Stands in for a panel's layout: remembers what it shows."""
+
+    def __init__(self) -> None:
+        self.words, self.operators = [], []
+
+    def box(self): return self
+    def row(self, **_): return self
+    def column(self, **_): return self
+    def label(self, text="", **_): self.words.append(text)
+    def operator(self, name, **_): self.operators.append(name)
+
+
+def uneven(scene, proxy): proxy.scale = (1, 1, 2)
+def mirrored(scene, proxy): proxy.scale = (-1, 1, 1)
+def panoramic(scene, proxy): scene.camera.data.type = "PANO"
+def file_missing(scene, proxy): Path(proxy.near_relight.asset_path).unlink()
+
+
+@pytest.mark.parametrize("spoil, code, operator", [
+    (uneven, "scale-not-uniform", "near.make_scale_uniform"), (mirrored, "transform-mirrored", "near.make_scale_uniform"),
+    (panoramic, "camera-panoramic", "near.make_camera_perspective"), (file_missing, "asset-file-missing", "near.asset_relink")])
+def test_what_stops_a_render_is_in_the_panel_with_its_button(home, scene, tmp_path, spoil, code, operator):
+    from blender_addon import session
+    from blender_addon.panels.main import draw_error
+
+    proxy = next(o for o in scene.objects if o.type == "MESH")
+    spoil(scene, proxy)
+    bpy.context.view_layer.update()
+    with pytest.raises(RuntimeError):
+        stage.render(scene, tmp_path / "never.exr")
+    error, layout = session.get().last_error, Layout()
+    assert error.code == code and not (tmp_path / "never.exr").exists()
+    draw_error(layout, error, 400)
+    assert "".join(layout.words).replace(" ", "") == f"{error.what}{error.remedy}".replace(" ", "")
+    assert layout.operators == [operator, "near.error_dismiss"]
+    if operator == "near.asset_relink":
+        Path(proxy.near_relight.asset_path).write_bytes(b"any content will do for this backend")
+        session.get().clear_error()
+    else:
+        group, name = operator.split(".")
+        assert getattr(getattr(bpy.ops, group), name)() == {"FINISHED"}
+    bpy.context.view_layer.update()
+    assert session.get().last_error is None and stage.render(scene, tmp_path / "then.exr").is_file()
+
+
+def test_every_button_of_an_error_exists():
+    from blender_addon.errors import FIXES
+
+    stage.register()
+    for code, fix in FIXES.items():
+        group, name = fix.operator.split(".")
+        assert getattr(getattr(bpy.ops, group), name).get_rna_type(), code
+
+
 # ---------------------------------------------------------------- the film
 def test_opaque_film_shows_the_world_as_cycles_does(tmp_path):
     from near.colour import agx_srgb

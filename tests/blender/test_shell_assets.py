@@ -196,6 +196,57 @@ def test_append_pack_lose_and_relink(scene, tmp_path):
     assert (blend.parent / "near_assets" / file.name).read_bytes() == content and not bpy.data.texts
 
 
+def test_several_photos_make_an_asset_each(scene, tmp_path):
+    import bpy
+
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copyfile(stage.PHOTO, tmp_path / name)
+    assert bpy.ops.near.photo_pick(directory=str(tmp_path), files=[{"name": name} for name in ("a.png", "b.png", "c.png")]) == {"FINISHED"}
+    settings = scene.near_relight
+    assert [Path(settings.photo).name, *(Path(entry.path).name for entry in settings.more_photos)] == ["a.png", "b.png", "c.png"]
+    assert bpy.ops.near.create() == {"FINISHED"}
+    made = [bpy.data.objects[name] for name in "abc"]
+    assert all(obj.near_relight.is_proxy for obj in made) and [Path(obj.near_relight.photo).name for obj in made] == ["a.png", "b.png", "c.png"]
+    assert np.allclose(np.diff([obj.location.x for obj in made]), 1.2), "side by side"
+
+    session = stage.module("session").get()                           # from the button: one after the other, in the background
+    jobs = [session.run(stage.module("operators.create").create_job(bpy.context, str(tmp_path / name), index)) for index, name in enumerate(("a.png", "b.png"))]
+    stage.tick(lambda: not session.jobs)
+    assert [job.state for job in jobs] == ["done", "done"] and len(stage.module("scene.objects").proxies(scene)) == 5
+    assert bpy.ops.near.photos_clear() == {"FINISHED"} and not settings.more_photos
+
+
+def test_a_glb_is_baked_onto_the_mesh_that_gave_the_shape(scene, monkeypatch):
+    """It is sent as it stands to the asset; the backend's part is in test_export."""
+    import bpy
+
+    bpy.ops.mesh.primitive_cube_add(size=2, location=(1, 2, 3), rotation=(0.3, 0.2, 0.1))
+    mesh = bpy.context.object
+    mesh.scale = (1, 0.5, 0.25)
+    bpy.context.view_layer.update()
+    assert bpy.ops.near.encode() == {"FINISHED"}
+    asset = bpy.context.object
+    assert asset.near_relight.bake_onto == mesh
+    export = stage.module("operators.export")
+    data = export._mesh_in_asset_space(bpy.context, asset)
+    before = set(bpy.data.objects)
+    path = Path(bpy.app.tempdir or "/tmp") / "onto.glb"
+    path.write_bytes(data)
+    bpy.ops.import_scene.gltf(filepath=str(path))
+    back = next(item for item in bpy.data.objects if item not in before and item.type == "MESH")
+    bpy.context.view_layer.update()
+    corners = np.array([back.matrix_world @ v.co for v in back.data.vertices])
+    assert np.allclose(corners.max(0), (0.5, 0.25, 0.125), atol=1e-5) and np.allclose(corners.min(0), (-0.5, -0.25, -0.125), atol=1e-5)
+    assert back.data.uv_layers
+    while mesh.data.uv_layers:
+        mesh.data.uv_layers.remove(mesh.data.uv_layers[0])
+    with pytest.raises(stage.module("errors").NearError, match="no UVs"):
+        export._mesh_in_asset_space(bpy.context, asset)
+    assert not [s for s in bpy.data.scenes if s.name.startswith("near")]
+    asset.near_relight.bake_onto = None
+    assert export._mesh_in_asset_space(bpy.context, asset) is None, "the asset's own mesh"
+
+
 def test_asset_browser_entry(scene):
     import bpy
 

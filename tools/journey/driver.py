@@ -17,7 +17,7 @@ from pathlib import Path
 import bpy
 
 PLAN = json.loads(os.environ["NEAR_JOURNEY"])
-FOLDER, SAMPLES, QUICK = Path(PLAN["folder"]), Path(PLAN["samples"]), PLAN["quick"]
+FOLDER, PHOTOS, QUICK = Path(PLAN["folder"]), Path(PLAN["photos"]), PLAN["quick"]
 PACKAGE = "bl_ext.user_default.near_relight"
 told: dict = {"steps": {}, "blender": bpy.app.version_string}
 begun = time.monotonic()

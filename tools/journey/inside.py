@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import bpy  # noqa: E402
 from journey import driver, hard_use, integrated, measure  # noqa: E402
-from journey.driver import FOLDER, PACKAGE, PLAN, QUICK, SAMPLES, begun, here, in_view, look, module, shot, told, until, view  # noqa: E402
+from journey.driver import FOLDER, PACKAGE, PLAN, QUICK, PHOTOS, begun, here, in_view, look, module, shot, told, until, view  # noqa: E402
 
 stalls = None
 
@@ -36,14 +36,14 @@ def pick_a_photo():
     yield from until(lambda: browsers() and browsers()[0][1].spaces[0].params is not None, 30, "the file browser")
     window, area = browsers()[0]
     parameters = area.spaces[0].params
-    parameters.directory, parameters.display_type = str(SAMPLES).encode(), "THUMBNAIL"
+    parameters.directory, parameters.display_type = str(PHOTOS).encode(), "THUMBNAIL"
     yield 2.0
     parameters.filename = "teapot.png"
     yield from shot("photo-picked")
     with bpy.context.temp_override(window=window, area=area, region=next(r for r in area.regions if r.type == "WINDOW")):
         bpy.ops.file.execute()
     yield from until(lambda: bpy.context.scene.near_relight.photo, 10, "the photo")
-    assert Path(bpy.path.abspath(bpy.context.scene.near_relight.photo)) == SAMPLES / "teapot.png"
+    assert Path(bpy.path.abspath(bpy.context.scene.near_relight.photo)) == PHOTOS / "teapot.png"
     yield 0.5
 
 

@@ -1,7 +1,7 @@
 """A compact asset's proxy mesh with PBR textures baked from its discs, as GLB.
 
-The proxy has no UVs, so each triangle gets half a square cell of its own in the texture. A texel takes the materials of the
-nearest discs whose side it is on.
+The proxy has no UVs, so each triangle gets half a square cell of its own in the texture; a mesh of the user's that has UVs
+keeps them (`onto`). A texel takes the materials of the nearest discs whose side it is on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from scipy.spatial import cKDTree
 
 from near.assets import Asset
 from near.errors import NearError
+from near.export.onto import in_the_files_space, texels, with_margins
+from near.geometry.mesh import PbrMesh
 from near.pipeline.types import CancelCheck, Progress, check
 
 TEXTURE = 2048
@@ -70,14 +72,32 @@ def texel_surface(vertices: np.ndarray, faces: np.ndarray, uvs: np.ndarray, size
     return np.concatenate(pixels), np.concatenate(points), np.concatenate(sides)
 
 
-def textured_glb(asset: Asset, engine, progress: Progress, cancelled: CancelCheck | None, size: int = TEXTURE) -> bytes:
-    """The GLB file. Raises `export-unsupported` without a proxy mesh, `Cancelled`."""
+def textured_glb(asset: Asset, engine, progress: Progress, cancelled: CancelCheck | None, size: int = TEXTURE, onto: PbrMesh | None = None) -> bytes:
+    """The GLB file: the proxy, or `onto`, whose file has it in asset space.
+
+    Raises:
+        NearError: `export-unsupported` without a proxy mesh, `export-no-uvs`, `export-uvs-outside`, `Cancelled`.
+    """
+    if onto is not None:
+        vertices, normals, faces, uvs = in_the_files_space(onto)
+        pixels, points, sides = texels(vertices, normals, faces, uvs, size)
+        baked = with_margins(_materials(asset, engine, pixels, points, sides, size, progress, cancelled), pixels)
+        progress("writing", 0.95, None)
+        return _glb(vertices, normals, faces, uvs, baked)
     if asset.proxy_vertices is None or not len(asset.proxy_faces):
         raise NearError("export-unsupported", "The asset has no mesh to put textures on.", "Create it again.")
     vertices, faces = asset.proxy_vertices.double().numpy(), asset.proxy_faces.numpy()
-    state = engine.compact_renderer().discs(asset)
     uvs = triangle_uvs(len(faces), size)
-    pixels, points, normals = texel_surface(vertices, faces, uvs, size)
+    baked = _materials(asset, engine, *texel_surface(vertices, faces, uvs, size), size, progress, cancelled)
+    progress("writing", 0.95, None)
+    smooth = trimesh.Trimesh(vertices, faces, process=False).vertex_normals[faces].reshape(-1, 3)
+    return _glb(vertices[faces].reshape(-1, 3), smooth, np.arange(3 * len(faces)).reshape(-1, 3), (uvs / size).reshape(-1, 2), baked)
+
+
+def _materials(asset: Asset, engine, pixels: np.ndarray, points: np.ndarray, normals: np.ndarray, size: int, progress: Progress,
+               cancelled: CancelCheck | None) -> np.ndarray:
+    """float32 [size, size, 5]: linear base colour, roughness, metallic of the discs near each texel's point."""
+    state = engine.compact_renderer().discs(asset)
     tree, sides = cKDTree(state.cloud.points.numpy()), state.cloud.disc_normals.numpy()
     material = state.material.numpy()
     baked = np.zeros((size, size, 5), np.float32)
@@ -89,11 +109,11 @@ def textured_glb(asset: Asset, engine, progress: Progress, cancelled: CancelChec
         facing = (sides[near] * normals[part][:, None]).sum(-1)
         weight = (facing.clip(0) + 1e-3) / (distance + 1e-4)
         baked[tuple(pixels[part].T)] = (weight[..., None] * material[near]).sum(1) / weight.sum(1)[:, None]
-    progress("writing", 0.95, None)
-    return _glb(vertices, faces, uvs / size, baked)
+    return baked
 
 
-def _glb(vertices: np.ndarray, faces: np.ndarray, uvs: np.ndarray, baked: np.ndarray) -> bytes:
+def _glb(vertices: np.ndarray, normals: np.ndarray, faces: np.ndarray, uvs: np.ndarray, baked: np.ndarray) -> bytes:
+    """Of vertices with a normal and a UV (v down) each."""
     from near.colour import srgb_encode
 
     base = srgb_encode(torch.from_numpy(baked[..., :3]).clamp(0, 1)).numpy()
@@ -101,9 +121,8 @@ def _glb(vertices: np.ndarray, faces: np.ndarray, uvs: np.ndarray, baked: np.nda
     images = [Image.fromarray((x.clip(0, 1) * 255 + 0.5).astype(np.uint8)) for x in (base, occlusion_roughness_metallic)]
     material = trimesh.visual.material.PBRMaterial(baseColorTexture=images[0], metallicRoughnessTexture=images[1], metallicFactor=1.0,
                                                    roughnessFactor=1.0, name="NeAR")
-    flat_uvs = uvs.reshape(-1, 2) * (1, -1) + (0, 1)                                   # trimesh counts v from the bottom
-    smooth = trimesh.Trimesh(vertices, faces, process=False).vertex_normals[faces].reshape(-1, 3)
+    flipped = uvs * (1, -1) + (0, 1)                                                   # trimesh counts v from the bottom
     turned = lambda rows: np.stack([rows[:, 0], rows[:, 2], -rows[:, 1]], -1)          # noqa: E731  glTF is Y-up
-    mesh = trimesh.Trimesh(turned(vertices[faces].reshape(-1, 3)), np.arange(3 * len(faces)).reshape(-1, 3), process=False,
-                           vertex_normals=turned(smooth), visual=trimesh.visual.TextureVisuals(uv=flat_uvs, material=material))
+    mesh = trimesh.Trimesh(turned(vertices), faces, process=False, vertex_normals=turned(normals),
+                           visual=trimesh.visual.TextureVisuals(uv=flipped, material=material))
     return mesh.export(file_type="glb", include_normals=True)

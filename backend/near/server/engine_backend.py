@@ -19,7 +19,7 @@ from near.assets.store import AssetStore
 from near.errors import Cancelled, NearError
 from near.geometry.cameras import Camera, orbit_camera
 from near.geometry.matting import matte, matte_preview
-from near.geometry.mesh import PbrMesh
+from near.geometry.mesh import PbrMesh, load_mesh
 from near.geometry.photo import Photo, load_photo
 from near.geometry.silhouette import silhouette_mesh
 from near.geometry.sources import GeometryRequest, geometry_source
@@ -176,7 +176,8 @@ class EngineBackend:
         except (ImportError, AttributeError):
             raise NearError("export-unsupported", f"This backend cannot export {request.format}.", "Update the backend.") from None
         light = self._light(request.light) if request.light is not None else None
-        data = self._watched(watch, lambda: writer(self._asset(request.asset), request.format, light=light,
+        onto = load_mesh(self._upload(request.mesh, "mesh")) if request.mesh else None
+        data = self._watched(watch, lambda: writer(self._asset(request.asset), request.format, light=light, onto=onto,
                                                    engine=self._engine, progress=watch.progress, cancelled=watch.cancelled))
         sha256 = hashlib.sha256(data).hexdigest()
         folder = self._setup.assets.with_name("exports")
