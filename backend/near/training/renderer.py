@@ -41,7 +41,7 @@ class SparseSplat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return _product(ctx.matrix.T.tocsr() if grad.is_cuda else ctx.matrix.T, grad), None
+        return _product(ctx.matrix.T, grad), None
 
 
 def _product(matrix, dense: Tensor) -> Tensor:
@@ -51,8 +51,9 @@ def _product(matrix, dense: Tensor) -> Tensor:
 
 def on_device(matrix, dense: Tensor) -> Tensor:
     """The same on the tensor's device."""
-    parts = (torch.from_numpy(a).to(dense.device) for a in (matrix.indptr, matrix.indices, matrix.data))
-    return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False) @ dense
+    coo = matrix.tocoo()
+    rows_columns, values = (torch.from_numpy(a).to(dense.device) for a in (np.stack([coo.row, coo.col]), coo.data))
+    return torch.sparse_coo_tensor(rows_columns, values, matrix.shape, check_invariants=False) @ dense
 
 
 class RendererData:
