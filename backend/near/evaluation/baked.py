@@ -47,11 +47,13 @@ def _render(bench: Bench, model: BenchModel, tasks: Sequence[str], tell: Callabl
                                   str(bench.root.absolute() / target.light.hdri), target.light.rotation_z_rad, str(part)))
     view = model.photo_view
     photo = ProjectedPhoto(str(bench.root.absolute() / model.photo), view.matrix_world, view.K, view.resolution)
+
+    def done(count: int) -> None:
+        os.replace(*parts[count - 1])  # what is finished stays, also when the rest is stopped
+        tell(f"{model.name}: {count} of {len(frames)} pictures")
+
     try:
-        render_with_cycles(bench.root.absolute() / model.mesh, frames, normalise=model.normalise, photo=photo, samples=SAMPLES,
-                           tell=lambda n: tell(f"{model.name}: {n} of {len(frames)} pictures"))
-        for part, final in parts:
-            os.replace(part, final)
+        render_with_cycles(bench.root.absolute() / model.mesh, frames, normalise=model.normalise, photo=photo, samples=SAMPLES, tell=done)
     finally:
         for part, _ in parts:
             part.unlink(missing_ok=True)
