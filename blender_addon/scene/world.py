@@ -165,7 +165,7 @@ def image_rgb(image: bpy.types.Image) -> np.ndarray | None:
 _SKIP = {"rna_type", "location", "location_absolute", "width", "height", "width_hidden", "dimensions", "select", "show_options",
          "show_preview", "show_texture", "hide", "label", "color", "use_custom_color", "parent", "warning_propagation", "name_full",
          "is_active_output", "internal_links", "links", "description", "show_expanded", "hide_value", "link_limit", "is_linked", "session_uid",
-         "interface", "active", "draw_color", "animation_data", "is_embedded_data", "preview", "users", "tag", "type_info", "display_shape"}
+         "interface", "active", "draw_color", "animation_data", "is_embedded_data", "preview", "users", "tag", "type_info", "display_shape", "node"}
 _SKIP_OF_STRUCTS = _SKIP - {"color", "location"}
 _DEEPEST = 8
 

@@ -157,3 +157,18 @@ def test_the_panels_picture_of_the_light():
     scene.near_light.rotation = np.pi / 2     # looked up a quarter further on: what was seen at +Y is now seen at +X
     turned = light_picture(lighting.capture(graph()))
     assert turned[12, 64].min() > 200 and turned[12, 32].max() < 100
+
+
+def test_a_digest_of_nodes_grows_with_them_and_not_with_their_ways():
+    """A socket knows its node, the node its sockets: to follow both held Blender up for a minute per Principled shader."""
+    from blender_addon.scene import world
+
+    bpy.ops.wm.read_factory_settings(use_empty=True)
+    material = bpy.data.materials.new("m")
+    material.use_nodes = True
+    found: list[str] = []
+    world._walk(material.node_tree, found, 0, set())
+    assert 100 < len(found) < 2000
+    before = world.digest(material.node_tree)
+    material.node_tree.nodes["Principled BSDF"].inputs["Roughness"].default_value += 0.1
+    assert world.digest(material.node_tree) != before
