@@ -116,6 +116,29 @@ def test_curves_of_whole_and_of_broken_logs(slot, tmp_path):
     assert curves.last_sheets({"a": tmp_path / "a"}) is None
 
 
+def test_training_through_the_rasteriser_is_the_same(objects):
+    """The matrices that a CPU trains with, against a differentiable splatter (gsplat's place on a GPU), gradients too."""
+    import torch
+    from near.assets import Anchors
+    from near.models.anchors import decode_anchors
+    from near.training.cache import CacheConfig, LightLibrary, build_cache, unpack_matrix
+    from near.training.rasterised import rasterised
+    from near.training.renderer import SparseSplat
+    from near.training.starter import read_starter
+
+    raw = build_cache(read_starter(objects / "set" / "objects" / "ball_0.npz"), LightLibrary(objects / "hdris"), CacheConfig())
+    cloud = decode_anchors(raw["coords"], Anchors(**raw["anchors"]), 32)
+    matrix, wanted = unpack_matrix(raw["matrices"][0]), torch.linspace(0, 1, len(cloud) * 3).view(-1, 3)
+    a, b = wanted.clone().requires_grad_(), wanted.clone().requires_grad_()
+    side = int(matrix.shape[0] ** 0.5)
+    prepared = SparseSplat.apply(a, matrix).view(side, side, 3)
+    direct = rasterised(cloud, raw["cam_from_world"][0], raw["K"], (side, side), b, "reference")
+    assert float((prepared - direct).detach().abs().max()) < 2e-3 and float(prepared.detach().max()) > 0.5
+    for picture in (prepared, direct):
+        (picture * torch.arange(side)[:, None, None]).sum().backward()
+    assert float((a.grad - b.grad).abs().max()) < 2e-3 * float(a.grad.abs().max())
+
+
 @pytest.mark.slow
 def test_two_slots_in_a_row(slot, repository, objects, tmp_path):
     """Rehearsal: the second slot goes on from the first one's pieces; both leave everything, and the pack loads."""

@@ -25,6 +25,7 @@ from near.training.journal import Sheet
 from near.training.losses import image_loss, perceptual_loss
 from near.training.loop import LoopConfig, Sampler, processes, run
 from near.training.pictures import comparison
+from near.training.rasterised import rasterised, rasteriser
 
 SLAT_NOISE = 0.12  # SLATs that the flows make are imperfect; the pbr head learns to repair them
 GAIN_DECAY = 0.02  # pull of the log gains towards none
@@ -57,13 +58,14 @@ def on_device(matrix, dense: Tensor) -> Tensor:
 
 
 class RendererData:
-    """Cached objects, the last few kept decoded on ``device``."""
+    """Cached objects, the last few kept decoded on ``device``; ``rasteriser``: a backend of :func:`near.splatting.splat`, or None
+    for the prepared matrices."""
 
     def __init__(self, files: list[Path], hdri_folder: Path, resolution: int, held_out: int = 8, keep: int = 400) -> None:
         self.files, self.lights, self.resolution, self.keep = files, LightLibrary(hdri_folder), resolution, keep
         self.test = held_out_rows(len(files), held_out)
         self.train = [i for i in range(len(files)) if i not in self.test]
-        self.device = torch.device("cpu")
+        self.device, self.rasteriser = torch.device("cpu"), None
         self._cache: OrderedDict[int, dict] = OrderedDict()
         self._placed: dict[str, PrefilteredLight] = {}
 
@@ -79,7 +81,7 @@ class RendererData:
             "name": raw["name"], "coords": raw["coords"].int(), "cloud": cloud, "surface": cloud.surface(decode_material(encoded)),
             "inputs": encoder_inputs(cloud, encoded, raw["coords"]), "geometry": geometry_features(cloud, len(raw["coords"])),
             "slat": raw["slat"].float(), "known": raw["slat_known"].float(), "lit": raw["lit"], "alpha": raw["alpha"],
-            "cam_from_world": raw["cam_from_world"]}
+            "cam_from_world": raw["cam_from_world"], "K": raw["K"]}
         item = {k: _placed(v, self.device) for k, v in item.items()}
         item |= {"lights": raw["lights"], "matrices": [unpack_matrix(m) for m in raw["matrices"]]}
         self._cache[index] = item
@@ -120,16 +122,20 @@ def render_view(model: CompactRendererModel, data: RendererData, item: dict, h, 
         tokens = model.tokens([data.lights.get(*item["lights"][view][light_index])[0]])
         _, rgb = lad.shade(intrinsic, embedding, lad.register_kv(registers), lad.light_kv(tokens))
         gains = model.neural_basis(rgb[cloud.voxel].float(), surface.normals)
-    matrix = item["matrices"][view]
+    matrix, colours = item["matrices"][view], terms.combine(gains)
     side = int(matrix.shape[0] ** 0.5)
-    return SparseSplat.apply(terms.combine(gains), matrix).view(side, side, 3), gains
+    with torch.autocast(data.device.type, enabled=False):  # splatting is done in single precision
+        if data.rasteriser:
+            return rasterised(cloud, cam, item["K"], (side, side), colours.float(), data.rasteriser), gains
+        return SparseSplat.apply(colours.float(), matrix).view(side, side, 3), gains
 
 
 def train_renderer(model: CompactRendererModel, data: RendererData, out: Path, config: LoopConfig, *, lights_per_step: int = 2,
                    report: Callable[[str], None] = print) -> nn.Module:
     """Train jointly; returns the averaged model. Held-out mask PSNR (with and without the decoder) goes to the journal."""
     data.device = processes().device
-    report(f"{out.name} on {data.device}; perceptual loss: {perceptual_loss()[0]}")
+    data.rasteriser = rasteriser(data.device)
+    report(f"{out.name} on {data.device}, splatting by {data.rasteriser or 'prepared matrices'}; perceptual loss: {perceptual_loss()[0]}")
     # Light is conditioned where it was read, on the CPU.
     model.hdri_encoder.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(data.device),))
 
