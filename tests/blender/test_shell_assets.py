@@ -240,6 +240,8 @@ def test_a_glb_is_baked_onto_the_mesh_that_gave_the_shape(scene, monkeypatch):
     assert back.data.uv_layers
     while mesh.data.uv_layers:
         mesh.data.uv_layers.remove(mesh.data.uv_layers[0])
+    mesh.data.update_tag()
+    bpy.context.view_layer.update()
     with pytest.raises(stage.module("errors").NearError, match="no UVs"):
         export._mesh_in_asset_space(bpy.context, asset)
     assert not [s for s in bpy.data.scenes if s.name.startswith("near")]
