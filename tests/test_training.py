@@ -10,6 +10,7 @@ import sys
 import types
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import scipy.sparse
@@ -68,6 +69,15 @@ def ball(seed: int, views: int = 2, lights: int = 2, size: int = 24) -> ObjectAr
         point_metallic=np.zeros(len(points)), meta={"object": f"ball {seed}", "lights": [light] * views})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """numba and torch share one OpenMP, and two threads that wait for each other on a busy machine are slow."""
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)
+    yield
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Three precomputed balls and a light."""
@@ -89,7 +99,7 @@ def losses(run_folder: Path) -> dict[int, float]:
 
 def killed_and_resumed(command: list[str], unbroken: Path, broken: Path) -> None:
     """Run a stage in one go, and again with a kill between two saves; every loss must be the same."""
-    options = ["--steps", str(STEPS), "--save-every", str(SAVE), "--sheet-every", "4", "--seed", "3"]
+    options = ["--steps", str(STEPS), "--save-every", str(SAVE), "--sheet-every", "4", "--seed", "3", "--threads", "1"]
     assert main([*command, "-o", str(unbroken), *options]) == 0
     child = subprocess.run([sys.executable, "-c", KILLED.format(step=DEATH), *command, "-o", str(broken), *options], capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL, child.stderr

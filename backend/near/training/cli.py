@@ -80,12 +80,14 @@ def _relit_files(folder: Path | None) -> list[Path]:
 
 
 def _loop(args: argparse.Namespace):
+    import numba
     import torch
 
     from near.training.loop import LoopConfig
 
     if args.threads:
         torch.set_num_threads(args.threads)
+        numba.set_num_threads(min(args.threads, numba.config.NUMBA_NUM_THREADS))  # both share one OpenMP; the last word counts
     return LoopConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.learning_rate, sheet_every=args.sheet_every,
                       save_every=args.save_every, seed=args.seed)
 
@@ -141,6 +143,7 @@ def _flow(args: argparse.Namespace) -> int:
 
     from near.training.flow_data import FlowData
     from near.training.flows import residual_statistics, train_flow
+    from near.training.loop import processes
     from near.training.pointwise import RelitData, train_pointwise
     from near.training.starts import base_flow_from, homogenizer_from
 
@@ -157,7 +160,7 @@ def _flow(args: argparse.Namespace) -> int:
             mean, std = residual_statistics(flow, data)
             flow.residual_mean.copy_(mean)
             flow.residual_std.copy_(std)
-        if args.homogenizer and args.pointwise_minutes > 0:
+        if args.homogenizer and args.pointwise_minutes > 0 and processes().is_main_process:
             photos = RelitData(_relit_files(args.relit))
             train_pointwise(flow, photos, args.out, minutes=args.pointwise_minutes, seed=config.seed)
     trained = train_flow(flow, data, args.out, config, batch=args.batch)

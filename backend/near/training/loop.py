@@ -89,9 +89,12 @@ class Sampler:
 
 def processes():
     """Accelerate's view of this process: ``device``, ``process_index``, ``num_processes``; joins the others' group if there are any."""
+    from datetime import timedelta
+
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    # Long: the first process alone looks at held-out objects and fits the homogeniser's head while the others wait.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=12))
 
 
 def average_gradients(trained: list[nn.Parameter], loss: Tensor, world: int) -> Tensor:
