@@ -1,110 +1,22 @@
 """The assets in the viewports of other engines: a picture with depth, tested against what is drawn there.
 
-The overlay is drawn in display space, so it brings its own display transform: a table measured from Blender itself
-(`DisplayTable`), for whatever view transform, exposure, gamma and look the scene has.
+The overlay is drawn in display space, so it brings its own display transform (`display.table`).
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import bpy
-import numpy as np
 from bpy.app.handlers import persistent
 
-from . import match, proxydepth, session, viewport
+from . import display, match, proxydepth, session, viewport
+from .display import table
 from .engine import ENGINE
 from .errors import as_near_error
 from .scene.objects import proxies
 
-TABLE_SIZE = 33
-LOG2_LOW, LOG2_RANGE = -8.0, 15.0      # the table's axes are log2(x + 2^-8), up to 2^7
-
 _handles: list = []
 _live: dict[int, OverlayView] = {}           # region -> its view
 _shader = _quad = None
-
-
-# ---------------------------------------------------------------- the display transform
-class DisplayTable:
-    """Scene-linear to display values as Blender shows them, [n, n, n] over a logarithmic shaper; measured when settings change."""
-
-    def __init__(self) -> None:
-        self.key: tuple | None = None
-        self.values: np.ndarray | None = None      # float32 [blue, green, red, 3]
-        self.texture = None
-
-    @staticmethod
-    def key_of(scene: bpy.types.Scene) -> tuple:
-        view = scene.view_settings
-        return scene.display_settings.display_device, view.view_transform, view.look, view.exposure, view.gamma
-
-    def measure(self, scene: bpy.types.Scene) -> None:
-        """Writes all colours of the table through the scene's settings and reads them back. For a timer: makes data-blocks."""
-        self.key, self.texture = self.key_of(scene), None
-        n = TABLE_SIZE
-        axis = np.exp2(np.arange(n) / (n - 1) * LOG2_RANGE + LOG2_LOW) - 2.0 ** LOG2_LOW
-        colours = np.ones((n, n, n, 4), np.float32)
-        colours[..., 2], colours[..., 1], colours[..., 0] = np.meshgrid(axis, axis, axis, indexing="ij")
-        image = bpy.data.images.new("near table", n, n * n, float_buffer=True)
-        settings = bpy.data.scenes.new("near table")
-        made = None
-        try:
-            image.pixels.foreach_set(colours.ravel())
-            _copy_view(scene, settings)
-            with tempfile.TemporaryDirectory() as folder:
-                path = str(Path(folder) / "table.png")
-                image.save_render(path, scene=settings)
-                made = bpy.data.images.load(path)
-                made.colorspace_settings.is_data = True
-                flat = np.empty(n * n * n * made.channels, np.float32)
-                made.pixels.foreach_get(flat)
-        finally:
-            bpy.data.scenes.remove(settings)
-            for item in (image, made):
-                if item is not None:
-                    bpy.data.images.remove(item)
-        self.values = np.ascontiguousarray(flat.reshape(n, n, n, -1)[..., :3])
-
-    def ready(self, scene: bpy.types.Scene) -> bool:
-        """Whether the table is the scene's; begins to measure it otherwise."""
-        if self.key == self.key_of(scene):
-            return True
-        if not bpy.app.timers.is_registered(_measure):
-            bpy.app.timers.register(_measure, first_interval=0.0)
-        return False
-
-    def bound(self):
-        """As a 3D texture."""
-        import gpu
-
-        if self.texture is None:
-            rgba = np.concatenate([self.values, np.ones_like(self.values[..., :1])], -1).ravel()
-            self.texture = gpu.types.GPUTexture((TABLE_SIZE,) * 3, format="RGBA16F", data=gpu.types.Buffer("FLOAT", len(rgba), rgba))
-        return self.texture
-
-
-def _copy_view(scene: bpy.types.Scene, target: bpy.types.Scene) -> None:
-    target.display_settings.display_device = scene.display_settings.display_device
-    for name in ("view_transform", "look", "exposure", "gamma"):
-        setattr(target.view_settings, name, getattr(scene.view_settings, name))
-    output = target.render.image_settings
-    if hasattr(output, "media_type"):
-        output.media_type = "IMAGE"
-    output.file_format, output.color_mode, output.color_depth, output.compression = "PNG", "RGB", "16", 0
-    target.render.dither_intensity = 0.0
-
-
-table = DisplayTable()
-
-
-def _measure() -> None:
-    try:
-        table.measure(bpy.context.scene)
-    except Exception as error:
-        session.get().report(as_near_error(error))
-    viewport.redraw()
 
 
 # ---------------------------------------------------------------- drawing
@@ -158,7 +70,7 @@ def _prepare() -> None:
     info.fragment_out(0, "VEC4", "out_colour")
     if hasattr(info, "depth_write"):         # Blender 4.2 needs no word of it
         info.depth_write("ANY")
-    for name, value in (("LOW", f"({LOG2_LOW})"), ("RANGE", f"{LOG2_RANGE}"), ("SIZE", f"{float(TABLE_SIZE)}"), ("NOTHING", f"({proxydepth.NOTHING})")):
+    for name, value in (("LOW", f"({display.LOG2_LOW})"), ("RANGE", f"{display.LOG2_RANGE}"), ("SIZE", f"{float(display.SIZE)}"), ("NOTHING", f"({proxydepth.NOTHING})")):
         info.define(name, value)
     info.vertex_source(_VERTEX)
     info.fragment_source(_FRAGMENT)
@@ -297,7 +209,6 @@ def _changed(_scene, depsgraph=None) -> None:
 def _file_loaded(*_args) -> None:
     _drop_views()
     proxydepth.clear()
-    table.key = None
 
 
 _HANDLERS = (("depsgraph_update_post", _changed), ("frame_change_post", _changed), ("load_post", _file_loaded))
@@ -316,8 +227,6 @@ def unregister() -> None:
         getattr(bpy.app.handlers, name).remove(handler)
     while _handles:
         bpy.types.SpaceView3D.draw_handler_remove(_handles.pop(), "WINDOW")
-    if bpy.app.timers.is_registered(_measure):
-        bpy.app.timers.unregister(_measure)
     _drop_views()
     proxydepth.clear()
-    _shader = _quad = table.texture = table.key = None
+    _shader = _quad = None

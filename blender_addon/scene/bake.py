@@ -25,8 +25,8 @@ PATIENCE_S = 600.0
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be baked into `out`, in the working space `space`: the file `image`; or of the .blend the scene around
-    `where` if `probe`, else its world alone."""
+    """What is to be baked into `out`, in the working space `space`: the file `image`; or what the display shows of all colours of
+    a `table` (arguments of `bake_child.display_table`); or of the .blend the scene around `where` if `probe`, else its world alone."""
     out: str
     space: str
     blend: str = ""
@@ -40,6 +40,8 @@ class Job:
     subframe: float = 0.0
     rows: int = 512
     samples: int = 32
+    view: tuple = ()
+    table: tuple = ()
 
 
 def child_command() -> list[str]:

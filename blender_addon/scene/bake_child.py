@@ -103,13 +103,49 @@ def pixels_of(image):
     return np.ascontiguousarray(flat.reshape(height, width, -1)[::-1, :, :3])
 
 
+def display_table(device, view, look, exposure, gamma, size, log2_low, log2_range):
+    """float32 [blue, green, red, 3]: the display values of scene-linear colours, whose axes are log2(x + 2^low) over `log2_range`."""
+    n = size
+    axis = np.exp2(np.arange(n) / (n - 1) * log2_range + log2_low) - 2.0 ** log2_low
+    colours = np.ones((n, n, n, 4), np.float32)
+    colours[..., 2], colours[..., 1], colours[..., 0] = np.meshgrid(axis, axis, axis, indexing="ij")
+    image = bpy.data.images.new("near table", n, n * n, float_buffer=True)
+    scene = bpy.data.scenes.new("near table")
+    made = None
+    try:
+        image.pixels.foreach_set(colours.ravel())
+        scene.display_settings.display_device = device
+        for name, value in (("view_transform", view), ("look", look), ("exposure", exposure), ("gamma", gamma)):
+            setattr(scene.view_settings, name, value)
+        output = scene.render.image_settings
+        if hasattr(output, "media_type"):
+            output.media_type = "IMAGE"
+        output.file_format, output.color_mode, output.color_depth, output.compression = "PNG", "RGB", "16", 0
+        scene.render.dither_intensity = 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "table.png")
+            image.save_render(path, scene=scene)
+            made = bpy.data.images.load(path)
+            made.colorspace_settings.is_data = True
+            flat = np.empty(n * n * n * made.channels, np.float32)
+            made.pixels.foreach_get(flat)
+    finally:
+        bpy.data.scenes.remove(scene)
+        for item in (image, made):
+            if item is not None:
+                bpy.data.images.remove(item)
+    return np.ascontiguousarray(flat.reshape(n, n, n, -1)[..., :3])
+
+
 def bake(job):
-    """One job -> float32 [H, W, 3]."""
+    """One job -> float32 [H, W, 3]; of a table [n, n, n, 3]."""
     bpy.ops.wm.read_factory_settings(use_empty=True)
     space = job["space"]
     known = getattr(getattr(bpy.data, "colorspace", None), "working_space", space)
     if known != space:
         bpy.ops.wm.set_working_color_space(working_space=space, convert_colors=False)
+    if job["view"]:
+        return display_table(*job["view"], *job["table"])
     if job["image"]:
         return pixels_of(bpy.data.images.load(job["image"]))
     with bpy.data.libraries.load(job["blend"]) as (source, target):

@@ -64,12 +64,12 @@ def gpu():
 
 # ---------------------------------------------------------------- the overlay
 def test_the_display_table_is_blenders_transform():
-    from blender_addon import overlay
+    from blender_addon import display, overlay
     from near.colour import agx_srgb, srgb_encode
 
     scene = stage.new_scene()
-    n = overlay.TABLE_SIZE
-    axis = np.exp2(np.arange(n) / (n - 1) * overlay.LOG2_RANGE + overlay.LOG2_LOW) - 2.0 ** overlay.LOG2_LOW
+    n = display.SIZE
+    axis = np.exp2(np.arange(n) / (n - 1) * display.LOG2_RANGE + display.LOG2_LOW) - 2.0 ** display.LOG2_LOW
     blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
     colours = np.stack([red, green, blue], -1).astype(np.float32)
     images, scenes = set(bpy.data.images), set(bpy.data.scenes)
@@ -77,10 +77,24 @@ def test_the_display_table_is_blenders_transform():
         scene.view_settings.view_transform = view
         overlay.table.measure(scene)
         assert np.abs(overlay.table.values - expected).max() < 0.5 / 255, view
-        assert overlay.table.key == overlay.DisplayTable.key_of(scene)
+        assert overlay.table.key == display.DisplayTable.key_of(scene)
     scene.view_settings.exposure = 1.0
-    assert overlay.table.key != overlay.DisplayTable.key_of(scene), "it is measured again when a setting changes"
+    assert overlay.table.key != display.DisplayTable.key_of(scene), "it is measured again when a setting changes"
     assert set(bpy.data.images) == images and set(bpy.data.scenes) == scenes, "nothing is left behind"
+
+    here = display.table.values.copy()                  # with the old exposure; then a second Blender measures, while nothing waits
+    end, longest = time.monotonic() + 120, 0.0
+    while display.table.key != display.DisplayTable.key_of(scene):
+        assert time.monotonic() < end
+        begun = time.thread_time()
+        assert display.table.advance(scene)
+        longest = max(longest, time.thread_time() - begun)
+        time.sleep(0.02)
+    assert longest < 0.05 and (display.table.values > here + 0.01).any()
+    elsewhere = display.table.values.copy()
+    display.table.measure(scene)
+    assert np.array_equal(elsewhere, display.table.values)
+    display.table.close()
 
 
 @pytest.mark.parametrize("kind", ["PERSP", "ORTHO"])

@@ -37,8 +37,12 @@ def until(ready, timeout_s: float = 300.0, what: str = ""):
     end = time.monotonic() + timeout_s
     while not ready():
         if time.monotonic() > end:
-            raise RuntimeError(f"waited {timeout_s} s for {what}; session {here().state}, {here().last_error}, {list(here().lines)[-3:]}")
+            raise RuntimeError(f"waited {timeout_s} s for {what}; session {here().state}, {here().last_error}, {list(here().lines)[-3:]}; views {_views()}")
         yield 0.05
+
+
+def _views() -> list:
+    return [(v.name, v.status, v.changed, str(v.error), v.texture is not None, len(v._placed), v._asked_full) for v in module("viewport")._views.values()]
 
 
 def shot(name: str, settle_s: float = 0.7):

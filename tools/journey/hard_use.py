@@ -116,7 +116,7 @@ def left_over() -> dict:
             sockets += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
         except OSError:
             pass
-    timers = [name for module_name, name in (("handlers", "_tick"), ("viewport", "_tick"), ("overlay", "_measure"))
+    timers = [name for module_name, name in (("handlers", "_tick"), ("viewport", "_tick"), ("display", "_measure"))
               if bpy.app.timers.is_registered(getattr(sys.modules[f"{PACKAGE}.{module_name}"], name))]
     classes = [name for name in dir(bpy.types) if name.startswith(("NEAR_OT", "NEAR_PT", "NEAR_RE", "NEAR_PG", "NEAR_AP"))]
     return {"handlers": ours, "sockets": sockets, "timers": timers, "classes": classes}

@@ -65,10 +65,13 @@ def _spread(values: list[float]) -> dict[str, float]:
 def watch(module: Callable[[str], Any]) -> Stalls:
     """Watches everything of the add-on that Blender calls in its main thread by itself. `module`: gives one of the add-on's."""
     stalls = Stalls()
-    viewport, overlay, panels = module("viewport"), module("overlay"), ("main", "create", "asset", "light", "render", "batch", "match", "backend")
+    viewport, overlay, proxies, panels = module("viewport"), module("overlay"), module("proxydepth"), ("main", "create", "asset", "light", "render", "batch", "match", "backend")
     stalls.wrap(module("session").Session, "poll", "timer")
     stalls.wrap(viewport, "_tick", "timer of views")
-    stalls.wrap(overlay, "_measure", "display table")
+    stalls.wrap(module("display"), "_measure", "display table")
+    stalls.wrap(overlay, "paint", "GPU")
+    stalls.wrap(proxies.ProxyDepth, "draw", "GPU")
+    stalls.wrap(proxies, "seen", "proxies' meshes")
     stalls.wrap(overlay.OverlayView, "draw", "overlay")
     stalls.wrap(viewport.ViewportDrawing, "_draw_view", "engine's viewport")
     stalls.wrap(viewport, "_texture", UPLOAD)
