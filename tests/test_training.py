@@ -219,6 +219,16 @@ def test_schedule_and_budget(tmp_path):
         LoopConfig(save_every=0)
 
 
+def test_another_runs_state_is_refused(tmp_path):
+    model = line()
+    run(model, fit(model), 8, tmp_path, LoopConfig(steps=1))
+    with pytest.raises(NearError, match="other models"):
+        run(torch.nn.Linear(2, 1), fit(line()), 8, tmp_path, LoopConfig(steps=2))
+    (tmp_path / "state.pt").write_bytes(b"PK cut short")
+    with pytest.raises(NearError, match="damaged"):
+        run(line(), fit(line()), 8, tmp_path, LoopConfig(steps=2))
+
+
 def test_it_learns_and_the_average_follows(tmp_path):
     model = line()
     seen = []

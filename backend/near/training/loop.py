@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from near.errors import NearError
 from near.training.journal import Journal, Sheet
 
 
@@ -198,12 +200,20 @@ def _save(path: Path, model: nn.Module, average: nn.Module, optimiser: torch.opt
 
 
 def _restore(path: Path, model: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer, sampler: Sampler) -> tuple[int, float]:
-    """(step, seconds spent) of a saved run, whose state is loaded; (0, 0) of a new one."""
+    """(step, seconds spent) of a saved run, whose state is loaded; (0, 0) of a new one.
+
+    Raises:
+        NearError: ``training-state`` when it is not this run's.
+    """
     if not path.exists():
         return 0, 0.0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    model.load_state_dict(state["model"])
-    average.load_state_dict(state["average"])
-    optimiser.load_state_dict(state["optimiser"])
-    sampler.position = state["sampler"]
-    return state["step"], state["spent"]
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        sampler.position = state["sampler"]
+        return state["step"], state["spent"]
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise NearError("training-state", f"{path} is damaged or belongs to a run with other models ({str(error).splitlines()[0][:200]}).",
+                        "Give the options that the run was begun with, or choose another folder.") from error
