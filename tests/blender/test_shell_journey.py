@@ -69,6 +69,6 @@ def test_it_leaves_nothing_behind(told):
 def test_integration_with_eevee(told):
     seen = told["eevee"]
     assert seen["asset_pixels"] > 1000 and seen["shadow_pixels"] > 100
-    assert seen["asset_shown"] > 0.95, "where nothing is before it, the asset is seen"
+    assert seen["asset_shown"] > 0.85 and seen["neither"] < 0.03, "the asset is seen as it is alone, or what stands before it is"
     assert seen["box_change"] < 0.02, "what stands before the asset is as without it"
     assert seen["elsewhere_unchanged"] > 0.7 and seen["brightened"] < 0.01

@@ -11,7 +11,7 @@ import numpy as np
 from . import driver
 from .driver import FOLDER, told, until
 
-WIDTH, HEIGHT = 240, 160
+WIDTH, HEIGHT = 360, 240
 
 
 def eevee() -> str:
@@ -79,7 +79,7 @@ def integrate():
     for item in [item for item in scene.objects if item.type == "LIGHT"]:
         bpy.data.objects.remove(item)
     sun = bpy.data.objects.new("sun", bpy.data.lights.new("sun", "SUN"))
-    sun.data.energy, sun.rotation_euler = 3.0, (math.radians(40), math.radians(-35), 0)
+    sun.data.energy, sun.rotation_euler = 1.5, (math.radians(40), math.radians(-35), 0)
     scene.collection.objects.link(sun)
     scene.camera.location, scene.camera.rotation_euler, scene.camera.data.lens = (0.2, -2.9, 0.9), (math.radians(74), 0, math.radians(4)), 50
     scene.render.resolution_x, scene.render.resolution_y, scene.render.film_transparent = WIDTH, HEIGHT, False
@@ -119,7 +119,8 @@ def _judge(joined: np.ndarray, without: np.ndarray, alone: np.ndarray, on_the_bo
     far = ~_grown(alone[..., 3] > 0.0, 3)
     own = np.abs(joined - alone[..., :3]).max(-1) < 0.02
     ratio = joined.mean(-1) / np.maximum(without.mean(-1), 1e-6)
-    seen = {"asset_pixels": int(on_asset.sum()), "asset_shown": float(own[on_asset].mean()), "box_change": float(change[on_the_box]),
+    seen = {"asset_pixels": int(on_asset.sum()), "asset_shown": float(own[on_asset].mean()), "neither": float((~own & (change > 0.02))[on_asset].mean()),
+            "box_change": float(change[on_the_box]),
             "elsewhere_unchanged": float((change[far] < 0.02).mean()), "shadow_pixels": int((far & (ratio < 0.8)).sum()),
             "brightened": float((far & (ratio > 1.1)).mean())}
     told["eevee"] = {key: round(value, 4) for key, value in seen.items()}
