@@ -393,7 +393,7 @@ def test_unreachable_and_other_version(scene, tmp_path, monkeypatch):
                                   "server_key": curve_keypair()[0].decode(), "public_key": public, "secret_key": secret}))
     ticket.chmod(0o600)
     monkeypatch.setenv("NEAR_CONNECT", str(ticket))
-    monkeypatch.setattr(session, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(stage.module("links"), "CONNECT_SECONDS", 0.5)
     refused("remote-unreachable", lambda: bpy.ops.near.create())
     session.close()
 
