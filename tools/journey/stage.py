@@ -7,6 +7,7 @@ so what the journey's Blender starts is this checkout's backend.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ SUITE = "trixie"
 PACKAGES = ("blender xvfb libgl1-mesa-dri libegl1 libegl-mesa0 libgl1 libglx-mesa0 xdotool imagemagick x11-apps python3-numpy "
             "python3-requests python3-zstandard").split()
 _READY = ".near-journey-ready"
+CLONE_NEWNS = 0x00020000
 
 
 def missing() -> str:
@@ -52,6 +54,7 @@ def make(root: Path) -> None:
 def mounted(root: Path, bound: list[Path]) -> Iterator[None]:
     """/proc, /dev and the folders `bound` (at the same paths) inside `root`; all are unmounted on leaving."""
     done: list[Path] = []
+    _keep_mounts_to_ourselves()
 
     def mount(*words: str, target: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
@@ -69,6 +72,12 @@ def mounted(root: Path, bound: list[Path]) -> Iterator[None]:
     finally:
         for target in reversed(done):
             subprocess.run(["umount", "-l", str(target)], check=False)
+
+
+def _keep_mounts_to_ourselves() -> None:
+    """A mount namespace for this process and its children, where the system grants one: whatever ends it takes the mounts along."""
+    if ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=False)
 
 
 def run(root: Path, command: list[str], env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
