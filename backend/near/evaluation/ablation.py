@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from near.assets import Asset
@@ -35,6 +34,7 @@ from near.models.lifting import lift_photo
 from near.models.material import HOMOGENEOUS, MATERIAL, decode_colour, encode_colour, voxel_mean
 from near.pipeline.compact_assets import photo_detail
 from near.pipeline.engine import Engine
+from near.training.starts import load_into
 
 INPUTS = {"shaded": "shaded SLAT: the photo's light baked in", "base_colour": "base colour alone, plain material",
           "lh": "lighting-homogenised (LH)", "lh_base_colour": "LH + base colour (shipped)"}
@@ -104,8 +104,7 @@ def truncated(models: CompactModels, layers: int, folder: Path | None = None) ->
     """
     trained = None if folder is None else folder / f"lad{layers}" / "renderer.safetensors"
     if trained is not None and trained.is_file():
-        renderer = CompactRendererModel(replace(models.config.renderer, lad_blocks=layers))
-        renderer.load_state_dict({k: v.float() for k, v in load_file(trained).items()})
+        renderer = load_into(CompactRendererModel(replace(models.config.renderer, lad_blocks=layers)), trained)
     else:
         if not 0 <= layers <= models.config.renderer.lad_blocks:
             raise NearError("lad-layers", f"The decoder has {models.config.renderer.lad_blocks} layers, not {layers}.",

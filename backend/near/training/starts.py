@@ -13,12 +13,23 @@ from near.models.compact_renderer import CompactRendererConfig, CompactRendererM
 from near.models.homogenizer import LoraSettings, attach_lora
 
 
-def _load(model, path: Path):
+def load_into(model, path: Path):
+    """The model with weights of a file; a tensor that several layers share may be stored under any of their names.
+
+    Raises:
+        NearError: ``start-unfit``.
+    """
     try:
-        model.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+        stored = load_file(path)
+        own = model.state_dict()
+        missing, unknown = model.load_state_dict(stored, strict=False)
+        there = {own[name].data_ptr() for name in stored if name in own}
+        lost = [*unknown, *(name for name in missing if own[name].data_ptr() not in there)]
+        if lost:
+            raise RuntimeError(f"{len(lost)} tensors differ, {lost[0]} for one")
     except (OSError, RuntimeError) as error:
-        raise NearError("start-unfit", f"{path.name} does not fit the model that is to be trained ({str(error).splitlines()[0]}).",
-                        "Start from weights of this version, or from none.") from error
+        raise NearError("start-unfit", f"{path.name} does not fit the model ({str(error).splitlines()[0]}).",
+                        "Use weights of this version and of this shape, or none.") from error
     return model
 
 
@@ -30,13 +41,13 @@ def renderer_from(path: Path | None, lad_layers: int | None = None) -> CompactRe
     """
     config = CompactRendererConfig()
     model = CompactRendererModel(config if lad_layers is None else replace(config, lad_blocks=lad_layers))
-    return model if path is None else _load(model, path)
+    return model if path is None else load_into(model, path)
 
 
 def base_flow_from(path: Path | None) -> CompactFlow:
     """A base flow to train. Raises: NearError ``start-unfit``."""
     model = CompactFlow(CompactFlowConfig())
-    return model if path is None else _load(model, path)
+    return model if path is None else load_into(model, path)
 
 
 def homogenizer_from(path: Path | None, base: CompactFlow, rank: int) -> CompactFlow:
@@ -49,7 +60,7 @@ def homogenizer_from(path: Path | None, base: CompactFlow, rank: int) -> Compact
     lora = LoraSettings(rank=rank, alpha=rank, targets=COMPACT_TARGETS)
     if path is None:
         return CompactFlow.homogenizer_from(base, lora)
-    flow = _load(CompactFlow(replace(base.config, with_shaded=True)), path)
+    flow = load_into(CompactFlow(replace(base.config, with_shaded=True)), path)
     attach_lora(flow.flow, lora)
     for part in (flow.flow.input_blocks, flow.flow.out_blocks, flow.flow.out_layer, flow.flow.t_embedder):
         part.requires_grad_(True)
