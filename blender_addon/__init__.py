@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 # In this order; unregistered in the opposite one.
-_MODULES = ("preferences", "properties", "pictures", "handlers", "render_properties", "viewport", "engine", "overlay",
+_MODULES = ("preferences", "properties", "pictures", "handlers", "render_properties", "viewport", "engine", "display", "overlay",
             "operators.backend", "operators.create", "operators.encode", "operators.asset", "operators.export", "operators.light",
             "operators.integration", "operators.batch", "operators.match",
             "panels.main", "panels.create", "panels.asset", "panels.light", "panels.render", "panels.match", "panels.batch", "panels.backend")

@@ -99,7 +99,7 @@ def _measure() -> float | None:
 
 
 def register() -> None:
-    pass
+    """Nothing to be done before the first drawing."""
 
 
 def unregister() -> None:

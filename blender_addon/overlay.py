@@ -70,7 +70,8 @@ def _prepare() -> None:
     info.fragment_out(0, "VEC4", "out_colour")
     if hasattr(info, "depth_write"):         # Blender 4.2 needs no word of it
         info.depth_write("ANY")
-    for name, value in (("LOW", f"({display.LOG2_LOW})"), ("RANGE", f"{display.LOG2_RANGE}"), ("SIZE", f"{float(display.SIZE)}"), ("NOTHING", f"({proxydepth.NOTHING})")):
+    for name, value in (("LOW", f"({display.LOG2_LOW})"), ("RANGE", f"{display.LOG2_RANGE}"), ("SIZE", f"{float(display.SIZE)}"),
+                        ("NOTHING", f"({proxydepth.NOTHING})")):
         info.define(name, value)
     info.vertex_source(_VERTEX)
     info.fragment_source(_FRAGMENT)
@@ -117,7 +118,7 @@ class OverlayView(viewport.LiveView):
     def draw(self, context: bpy.types.Context, among_objects: bool) -> None:
         """Brings itself up to date and paints."""
         region, data, graph = context.region, context.region_data, context.view_layer.depsgraph
-        if self.changed and among_objects:
+        if among_objects and (self.changed or not self._proxies):
             self._proxies = proxydepth.seen(graph)
         self.update(graph, region, data)
         if self.texture is None or self.depth_texture is None or not table.ready(context.scene):

@@ -275,6 +275,20 @@ def test_other_passes_and_two_views_at_once(home, gpu, scene):
     second.close()
 
 
+def test_views_after_the_add_on_was_off_and_on_again(home, gpu, scene):
+    import importlib
+
+    from blender_addon import viewport
+
+    addon = importlib.import_module("blender_addon")
+    for _ in range(3):
+        view, window = viewport.LiveView(depth=True), Window(scene)
+        window.draw_until(view, lambda: view.settled and view.texture is not None and view.texture.width == 64)
+        addon.unregister()
+        assert view.texture is None and not viewport._views
+        addon.register()
+
+
 def test_a_view_of_a_file_without_assets_is_empty(home, gpu):
     from blender_addon import viewport
 

@@ -66,6 +66,15 @@ def _enable(on: bool) -> None:
     (bpy.ops.preferences.addon_enable if on else bpy.ops.preferences.addon_disable)(module=PACKAGE)
 
 
+def _shown(views):
+    """Waits until one of the live views has a picture."""
+    def ready() -> bool:
+        driver.view()[1].tag_redraw()
+        return any(view.texture is not None for view in views())
+
+    yield from until(ready, 400, "a picture")
+
+
 def _enabling():
     """Off and on, each time with the overlay drawn in between."""
     bpy.context.scene.render.engine = "BLENDER_WORKBENCH"
@@ -73,9 +82,10 @@ def _enabling():
     bpy.context.scene.near_light.source = "WORLD"
     counts, lasting = [], []
     for _ in range(TIMES["enable"]):
-        yield from until(lambda: (driver.view()[1].tag_redraw(), any(v.texture is not None for v in driver.overlays()))[1], 60, "the overlay")
+        yield from _shown(driver.overlays)
         _enable(False)
         counts.append((yield from _count()))
+        print("textures", counts, flush=True)
         lasting.append(left_over())
         _enable(True)
         yield 0.1
@@ -89,7 +99,7 @@ def _loading():
         yield 0.2
         bpy.context.scene.render.engine = "NEAR_RELIGHT"
         driver.shading("RENDERED")
-        yield from until(lambda: (driver.view()[1].tag_redraw(), any(v.texture is not None for v in driver.engine_views()))[1], 60, "the engine's picture")
+        yield from _shown(driver.engine_views)
         counts.append((yield from _count()))
     told["textures_after_loads"] = counts
 
@@ -99,7 +109,7 @@ def _switching():
     counts = []
     for _ in range(TIMES["engine"]):
         bpy.context.scene.render.engine = "NEAR_RELIGHT"
-        yield from until(lambda: (driver.view()[1].tag_redraw(), any(v.texture is not None for v in driver.engine_views()))[1], 60, "the engine's picture")
+        yield from _shown(driver.engine_views)
         bpy.context.scene.render.engine = "BLENDER_WORKBENCH"
         yield 0.1
         counts.append((yield from _count()))

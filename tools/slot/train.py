@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 SHARES = {"renderer": 0.45, "base": 0.15, "homogenizer": 0.4}  # of a CPU's time
+REHEARSAL_STEPS = 1000  # a slot of fewer is one: the head, whose time is not counted in steps, gets seconds then
 HEAD_SHARE = 0.5  # of the homogeniser's time goes to its per-voxel head
 RESERVE_SECONDS, RESERVE_SHARE = 15.0, 0.04  # kept for packing and pictures
 NEEDED = ("torch", "numpy", "numba", "scipy", "safetensors", "peft", "PIL", "tqdm", "accelerate")
@@ -170,8 +171,9 @@ def stage_command(slot: Slot, stage: str, start: Path | None, minutes: float) ->
         return ["train", "renderer", *common, "--hdris", slot.content / "hdris", "--minutes", minutes]
     if stage == "base":
         return ["train", "flow", *common, "--minutes", minutes]
-    return ["train", "flow", *common, "--homogenizer", slot.work / "runs" / "base_start", "--relit", slot.work / "relit", "--pointwise-minutes",
-            HEAD_SHARE * minutes, "--minutes", (1 - HEAD_SHARE) * minutes]
+    head = HEAD_SHARE * minutes if slot.steps > REHEARSAL_STEPS else 0.1
+    return ["train", "flow", *common, "--homogenizer", slot.work / "runs" / "base_start", "--relit", slot.work / "relit", "--pointwise-minutes", head,
+            "--minutes", minutes - head]
 
 
 def train(slot: Slot, start: Path | None) -> dict[str, float]:
