@@ -44,6 +44,8 @@ def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "
                 "quick": quick, "setup": setup, "steps": list(steps)}
         environment = {"LIBGL_ALWAYS_SOFTWARE": "1", "NEAR_JOURNEY": json.dumps(plan), "NEAR_HOME": str(folder / "home"),
                        "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}
+        if setup:                                          # how this machine reaches its package index
+            environment |= {key: value for key, value in os.environ.items() if key.startswith(("PIP_", "SSL_CERT_")) or key.lower().endswith("_proxy")}
         with stage.mounted(root, bound), stage.screen(root, size) as name:
             width, height = size.split("x")
             command = ["blender", "--factory-startup", "-p", "0", "0", width, height, "--python",
@@ -125,7 +127,7 @@ def main() -> int:
     archive = args.archive
     if archive is None:
         work = REPOSITORY / "build" / "extension"
-        archive = build_extension.build(work / "journey", work, ["linux-x64"], with_backend=False, program=None)
+        archive = build_extension.build(work / "journey", work, ["linux-x64"], with_backend=args.setup, program=None)
     told = journey(args.root.resolve(), args.out, args.python, archive, quick=args.quick, setup=args.setup, steps=args.steps)
     print(json.dumps({key: value for key, value in told.items() if key != "steps"}, indent=1))
     return 0

@@ -18,7 +18,7 @@ from pathlib import Path
 
 SUITE = "trixie"
 PACKAGES = ("blender xvfb libgl1-mesa-dri libegl1 libegl-mesa0 libgl1 libglx-mesa0 xdotool imagemagick x11-apps python3-numpy "
-            "python3-requests python3-zstandard").split()
+            "python3-requests python3-zstandard python3-venv").split()
 _READY = ".near-journey-ready"
 CLONE_NEWNS = 0x00020000
 
