@@ -127,12 +127,28 @@ def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: f
     optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=5e-2)
     average = torch.optim.swa_utils.AveragedModel(head, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     started, step, best, seen = time.monotonic(), 0, float("inf"), 0.0
+
+    def look(share: float) -> None:
+        """A few hundred objects are soon known by heart: keep what serves unseen ones, the start included."""
+        nonlocal best
+        average.eval()
+        with torch.no_grad():
+            scores = [head_loss(flow, average.module, b, j) for b, j in zip(test, judged)]
+        held = sum(float(s[0]) for s in scores) / len(scores)
+        mean = {k: sum(s[1][k] for s in scores) / len(scores) for k in scores[0][1]}
+        report(f"head step {step} ({share:.0%}): training {seen / max(1 - 0.98 ** step, 1e-9):.4f}, held-out {held:.4f}, "
+               + ", ".join(f"{k} {v:.4f}" for k, v in mean.items()))
+        if held < best:
+            best = held
+            save_model(average.module, str(out / "pointwise.safetensors"))
+
+    look(0.0)
     while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 200) * (1 - 0.97 * share)
         head.train()
         batch = draw([data.train[int(k)] for k in torch.randint(len(data.train), (OBJECTS,), generator=generator)], RENDERED_SHARE, vary=True)
-        loss, numbers = head_loss(flow, head, batch, judge(batch))
+        loss, _ = head_loss(flow, head, batch, judge(batch))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -140,14 +156,6 @@ def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: f
         average.update_parameters(head)
         step, seen = step + 1, 0.98 * seen + 0.02 * float(loss.detach())
         if step % 500 == 0:
-            average.eval()
-            with torch.no_grad():
-                scores = [head_loss(flow, average.module, b, j) for b, j in zip(test, judged)]
-            held = sum(float(s[0]) for s in scores) / len(scores)
-            mean = {k: sum(s[1][k] for s in scores) / len(scores) for k in numbers}
-            report(f"head step {step} ({share:.0%}): training {seen / (1 - 0.98 ** step):.4f}, held-out {held:.4f}, "
-                   + ", ".join(f"{k} {v:.4f}" for k, v in mean.items()))
-            if held < best:  # a few hundred objects are soon known by heart: keep what serves unseen ones
-                best = held
-                save_model(average.module, str(out / "pointwise.safetensors"))
+            look(share)
+    look(1.0)
     load_model(head, str(out / "pointwise.safetensors"))
