@@ -16,6 +16,7 @@ from near.models.anchors import AnchorCloud
 from near.models.compact_flows import CompactFlow, CompactFlowConfig
 from near.models.compact_renderer import CompactRendererConfig, CompactRendererModel, geometry_features
 from near.models.conditioning import photo_square
+from near.models.evidence import VoxelView
 from near.models.lad import Intrinsic
 from near.models.lifting import LiftedPhoto
 from near.models.material import MATERIAL, decode_material, shaded_slat
@@ -118,19 +119,20 @@ class CompactModels:
         return self._sample(self.base_flow, coords, lifted, None, shaded_slat(lifted.voxel_colour), photo, "shaded SLAT", **run)
 
     @torch.inference_mode()
-    def sample_homogenised(self, coords: Tensor, lifted: LiftedPhoto, shaded: Tensor, photo: Photo, **run) -> Tensor:
-        """Homogeniser f_theta: the lighting-homogenised SLAT [L, 8]."""
+    def sample_homogenised(self, coords: Tensor, lifted: LiftedPhoto, view: VoxelView, shaded: Tensor, photo: Photo, **run) -> Tensor:
+        """Homogeniser f_theta: the lighting-homogenised SLAT [L, 8]; ``view``: how the voxels answer light."""
         prior = shaded_slat(lifted.voxel_colour)
-        return self._sample(self.homogenizer, coords, lifted, shaded, prior, photo, "homogenised SLAT", **run).clamp(-1, 1)
+        guess = self.homogenizer.pointwise(lifted.features, view)
+        return self._sample(self.homogenizer, coords, lifted, shaded, prior, photo, "homogenised SLAT", guess=guess, **run).clamp(-1, 1)
 
     def _sample(self, flow: CompactFlow, coords: Tensor, lifted: LiftedPhoto, shaded: Tensor | None, prior: Tensor, photo: Photo,
-                stage: str, *, seed: int, steps: int | None, progress, cancelled) -> Tensor:
+                stage: str, *, seed: int, steps: int | None, progress, cancelled, guess: Tensor | None = None) -> Tensor:
         batched = torch.cat([torch.zeros(len(coords), 1), coords.float()], 1).int()
         square = photo_square(photo.srgb, photo.alpha)[None]
         flow.autocast = False
 
         def model(x: Tensor, t1000: Tensor, _: object) -> Tensor:
-            return flow(batched, x, t1000, lifted.features, shaded, square, None)
+            return flow(batched, x, t1000, lifted.features, shaded, square, None, guess)
 
         config = SamplerConfig(steps=steps or self.config.steps, guidance="none", prediction="sample",
                                noise_scale=self.config.noise_scale)

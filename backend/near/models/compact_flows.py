@@ -13,7 +13,7 @@ from near.models.flow import SLatFlowConfig, SLatFlowModel
 from near.models.homogenizer import LoraSettings, attach_lora, expand_input, merge_lora
 from near.models.lifting import LIFT_CHANNELS
 from near.models.material import SLAT_CHANNELS, decode_colour, encode_colour
-from near.models.pointwise import PointwisePrior
+from near.models.pointwise import PointwiseEnsemble
 from near.nn import SparseTensor
 
 LOG_FLOOR = 0.004  # added before logarithms: black stays finite and dark colours do not rule the loss
@@ -50,7 +50,7 @@ class CompactFlow(nn.Module):
             out_channels=SLAT_CHANNELS, num_blocks=config.blocks, num_heads=config.heads, mlp_ratio=4, patch_size=2,
             num_io_res_blocks=2, io_block_channels=(config.io_width,), pe_mode="ape", qk_rms_norm=True))
         self.conditioner = PatchConditioner(config.width)
-        self.pointwise = PointwisePrior(config.resolution) if config.with_shaded else None
+        self.pointwise = PointwiseEnsemble(config.resolution) if config.with_shaded else None
         self.register_buffer("residual_mean", torch.zeros(SLAT_CHANNELS))
         self.register_buffer("residual_std", torch.ones(SLAT_CHANNELS))
 
@@ -81,13 +81,13 @@ class CompactFlow(nn.Module):
         return value * self.residual_std + self.residual_mean
 
     def forward(self, coords: Tensor, noisy: Tensor, t1000: Tensor, lift: Tensor, shaded: Tensor | None, square: Tensor,
-                keep: Tensor | None) -> Tensor:
+                keep: Tensor | None, guess: Tensor | None = None) -> Tensor:
         """Predict the clean residual.
 
         Args:
             coords: int32 [N, 4] (object, x, y, z); noisy: [N, 8] normalised residual at time t; t1000: [B].
             lift: [N, LIFT_CHANNELS]; shaded: [N, 8] or None; square: [B, 4, S, S]; keep: bool [B], False drops the
-                object's image tokens (classifier-free guidance).
+                object's image tokens (classifier-free guidance); guess: [N, 8] the per-voxel heads' answer, added.
         Returns: [N, 8].
         """
         tokens = self.conditioner(square)
@@ -96,7 +96,7 @@ class CompactFlow(nn.Module):
         parts = [noisy, lift] if shaded is None else [noisy, lift, shaded]  # the homogeniser appends columns to the base flow
         x = SparseTensor.create(torch.cat(parts, -1), coords)
         out = self.flow(x, t1000, tokens).feats
-        return out if self.pointwise is None else out + self.pointwise(lift, list(x.counts)).to(out.dtype)
+        return out if guess is None else out + guess.to(out.dtype)
 
     @classmethod
     def homogenizer_from(cls, base: "CompactFlow", lora: LoraSettings) -> "CompactFlow":

@@ -8,14 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from near.colour import agx_inverse
+from near.models.evidence import LUMINANCE, VoxelView, explain, irradiance_along_axes, mean_radiance
 from near.models.lifting import LIFT_CHANNELS
 from near.models.material import SLAT_CHANNELS
 
 BLURS = (5, 11)  # voxels; what a paint's surroundings look like tells shadow and highlight from colour
 LOCAL_CHANNELS = LIFT_CHANNELS + 7 + 4 * len(BLURS) + 2 * 5
 GLOBAL_CHANNELS = 27
+EXPLAINED_LOCAL, EXPLAINED_GLOBAL = 22, 21
+CHANNELS = LOCAL_CHANNELS + GLOBAL_CHANNELS + EXPLAINED_LOCAL + EXPLAINED_GLOBAL
 DROPOUT = 0.15
-LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 
@@ -97,42 +99,65 @@ def global_features(lift: Tensor, log: Tensor, local: Tensor) -> Tensor:
     return torch.cat([mean, std, torch.quantile(seen, QUANTILES.to(seen)), towards, across, log_mean, rest, symmetry])
 
 
-def prior_features(lift: Tensor, resolution: int) -> Tensor:
-    """[L, LOCAL_CHANNELS + GLOBAL_CHANNELS] of one object's lifted features [L, LIFT_CHANNELS]."""
+def explained_features(lift: Tensor, log: Tensor, view: VoxelView, resolution: int) -> Tensor:
+    """[L, EXPLAINED_LOCAL + EXPLAINED_GLOBAL]: what a smooth light shows of a grey object and what it leaves over, here, in
+    the surroundings and at the mirror images; the light itself, and how much it leaves over."""
+    weight = (lift[:, 6] * lift[:, 8]).clamp_min(0).sqrt()
+    found = explain(view, log.exp(), weight)
+    shown, rest, lum = found.shown.log(), found.rest, LUMINANCE.to(log)
+    coords, grid = grid_rows(lift, resolution)
+    around = surroundings(rest, lift[:, 6:7], coords, resolution).view(len(lift), len(BLURS), 4)[..., :3].flatten(1)
+    mirrors = mirror_features(lift, rest, coords, grid).view(len(lift), 2, 5)[..., :3].flatten(1)
+    share = weight / weight.sum().clamp_min(1e-6)
+    spread = lambda values: ((values - (values * share[:, None]).sum(0)) ** 2 * share[:, None]).sum(0).sqrt()
+    brightness = irradiance_along_axes(found.light).clamp_min(1e-3)
+    ambient = mean_radiance(found.light).clamp_min(1e-3).log()
+    seen = (rest @ lum)[lift[:, 8] > 0.5] if (lift[:, 8] > 0.5).any() else rest @ lum
+    whole = torch.cat([(lum @ brightness).log(), ambient, (rest * share[:, None]).sum(0), spread(rest), spread(found.mirror_rest[:, None]),
+                       torch.quantile(seen, QUANTILES[:5].to(seen))])
+    return torch.cat([shown, rest, shown - ambient, around, mirrors, found.mirror_rest[:, None], whole.expand(len(lift), -1)], -1)
+
+
+def prior_features(lift: Tensor, view: VoxelView, resolution: int) -> Tensor:
+    """[L, CHANNELS] of one object's lifted features [L, LIFT_CHANNELS]."""
     log = log_radiance(lift)
     local = local_features(lift, log, resolution)
-    return torch.cat([local, global_features(lift, log, local).expand(len(lift), -1)], -1)
+    return torch.cat([local, global_features(lift, log, local).expand(len(lift), -1), explained_features(lift, log, view, resolution)], -1)
 
 
-def _columns() -> tuple[list[int], list[int], list[int]]:
-    """Where :func:`prior_features` holds colours, and vectors with and without a sign, by their first column."""
-    after = LIFT_CHANNELS
-    around = after + 7
+def _columns() -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
+    """Where :func:`prior_features` holds colours, vectors with and without a sign, by their first column; and pairs of blocks
+    (first column, second, length) that belong to x and y."""
+    around = LIFT_CHANNELS + 7
     mirrors = around + 4 * len(BLURS)
-    colours = [0, 3, 20, after, after + 4, *(around + 4 * k for k in range(len(BLURS))), mirrors, mirrors + 5]
-    whole = LOCAL_CHANNELS
-    return colours + [whole, whole + 3, whole + 18], [10, 14, 17, whole + 12], [whole + 15]
+    whole, shown = LOCAL_CHANNELS, LOCAL_CHANNELS + GLOBAL_CHANNELS
+    light = shown + EXPLAINED_LOCAL
+    colours = [0, 3, 20, LIFT_CHANNELS, LIFT_CHANNELS + 4, *(around + 4 * k for k in range(len(BLURS))), mirrors, mirrors + 5,
+               whole, whole + 3, whole + 18, *range(shown, shown + 21, 3), light + 6, light + 9, light + 12]
+    pairs = [(mirrors, mirrors + 5, 5), (whole + 25, whole + 26, 1), (shown + 15, shown + 18, 3), (light, light + 2, 2)]
+    return colours, [10, 14, 17, whole + 12], [whole + 15], pairs
 
 
 def seen_otherwise(features: Tensor, order: tuple[int, int, int], swap: bool, flips: tuple[bool, bool]) -> Tensor:
     """The same object in other hues (colour channels in ``order``), with x and y swapped and flipped: every photo is as
     true of them. (Luminance weighs the channels unequally; the few columns built on it are left as they are.)"""
-    colours, vectors, lengths = _columns()
+    colours, vectors, lengths, pairs = _columns()
     index, sign = list(range(features.shape[-1])), torch.ones(features.shape[-1])
     for start in colours:
         for k, channel in enumerate(order):
             index[start + k] = start + channel
     if swap:
-        mirrors = LOCAL_CHANNELS - 10
         for start in vectors + lengths:
             index[start], index[start + 1] = start + 1, start
-        first, second = index[mirrors:mirrors + 5], index[mirrors + 5:mirrors + 10]
-        index[mirrors:mirrors + 10] = second + first
-        index[-2], index[-1] = index[-1], index[-2]
-    for start in vectors:
-        for axis, flip in enumerate(flips):
-            if flip:
-                sign[start + axis] = -1
+        for first, second, length in pairs:
+            one, other = slice(first, first + length), slice(second, second + length)
+            index[one], index[other] = index[other], index[one]
+    light = LOCAL_CHANNELS + GLOBAL_CHANNELS + EXPLAINED_LOCAL
+    for axis, flip in enumerate(flips):
+        if flip:
+            sign[[start + axis for start in vectors]] = -1
+            plus = light + 2 * axis
+            index[plus], index[plus + 1] = index[plus + 1], index[plus]
     return features[..., index] * sign
 
 
@@ -140,13 +165,11 @@ class PointwisePrior(nn.Module):
     """From :func:`prior_features` to a normalised residual [L, 8]; each voxel also hears a code pooled over its object,
     so that what one part shows of the light helps all others."""
 
-    def __init__(self, resolution: int = 32, width: int = 256, code: int = 128) -> None:
+    def __init__(self, width: int = 256, code: int = 128) -> None:
         super().__init__()
-        channels = LOCAL_CHANNELS + GLOBAL_CHANNELS
-        self.resolution = resolution
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("std", torch.ones(channels))
-        self.read = nn.Sequential(nn.Linear(channels, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU())
+        self.register_buffer("mean", torch.zeros(CHANNELS))
+        self.register_buffer("std", torch.ones(CHANNELS))
+        self.read = nn.Sequential(nn.Linear(CHANNELS, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU())
         self.pool = nn.Linear(width, code)
         self.spread = nn.Sequential(nn.Linear(2 * code, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width))
         self.answer = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU(),
@@ -163,6 +186,20 @@ class PointwisePrior(nn.Module):
         heard = self.spread(torch.stack(pooled))
         return self.answer(hidden + torch.cat([h.expand(n, -1) for h, n in zip(heard, counts)]))
 
-    def forward(self, lift: Tensor, counts: list[int]) -> Tensor:
-        """lift [N, LIFT_CHANNELS] of objects with ``counts`` voxels each, one after the other -> [N, 8]."""
-        return self.from_features(torch.cat([prior_features(part, self.resolution) for part in lift.split(counts)]), counts)
+
+
+class PointwiseEnsemble(nn.Module):
+    """Several priors, trained apart, and the mean of their answers: what one photo leaves open, each guesses differently."""
+
+    def __init__(self, resolution: int = 32, members: int = 2) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.members = nn.ModuleList(PointwisePrior() for _ in range(members))
+
+    def from_features(self, features: Tensor, counts: list[int]) -> Tensor:
+        """features [N, C] of objects with ``counts`` rows each -> [N, 8]."""
+        return torch.stack([member.from_features(features, counts) for member in self.members]).mean(0)
+
+    def forward(self, lift: Tensor, view: VoxelView) -> Tensor:
+        """lift [L, LIFT_CHANNELS] of one object and its voxels' answer to light -> [L, 8]."""
+        return self.from_features(prior_features(lift, view, self.resolution), [len(lift)])

@@ -18,9 +18,9 @@ from near.geometry.surface import sample_surface
 from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_anchors, view_directions
 from near.models.compact import CompactModels
 from near.models.compact_renderer import encoder_inputs
+from near.models.evidence import unexplained, voxel_view
 from near.models.lifting import LiftedPhoto, lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
-from near.models.photometry import unexplained
 from near.pipeline.proxy import proxy_mesh
 from near.pipeline.types import CancelCheck, Progress, check
 
@@ -87,7 +87,8 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
 
     run = {"seed": seed, "steps": steps, "cancelled": cancelled}
     shaded = models.sample_shaded(coords, features, photo, progress=part(0.4, 0.65), **run)
-    slat = models.sample_homogenised(coords, features, shaded, photo, progress=part(0.65, 0.95), **run)
+    view = voxel_view(cloud, features.features, view_directions(cloud.points, coarse_camera))
+    slat = models.sample_homogenised(coords, features, view, shaded, photo, progress=part(0.65, 0.95), **run)
     slat = slat.half()
     material = models.voxel_material(coords, slat.float())
     anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material, camera)))

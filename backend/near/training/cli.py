@@ -153,7 +153,7 @@ def _flow(args: argparse.Namespace) -> int:
         flow = homogenizer_from(args.start, base_flow_from(args.homogenizer / "flow.safetensors"), args.rank)
     else:
         flow = base_flow_from(args.start)
-    data = FlowData(_cached(args.cache), "homogenizer" if args.homogenizer else "base")
+    data = FlowData(_cached(args.cache), "homogenizer" if args.homogenizer else "base", head=flow.pointwise)
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "state.pt").exists():
         if args.start is None:  # what goes on keeps the units that it learned in
@@ -163,6 +163,8 @@ def _flow(args: argparse.Namespace) -> int:
         if args.homogenizer and args.pointwise_minutes > 0 and processes().is_main_process:
             photos = RelitData(_relit_files(args.relit))
             train_pointwise(flow, photos, args.out, minutes=args.pointwise_minutes, seed=config.seed)
+    if args.homogenizer:  # its head is done
+        flow.pointwise.requires_grad_(False)
     trained = train_flow(flow, data, args.out, config, batch=args.batch)
     _finish(trained.merged() if args.homogenizer else trained, args.out / "flow.safetensors")
     return 0

@@ -24,8 +24,8 @@ def collate(items: list[FlowItem], device: torch.device = torch.device("cpu")) -
     """Concatenate objects on a device: coords int32 [N, 4] with the object's index first."""
     coords = torch.cat([torch.cat([torch.full((len(i.coords), 1), b), i.coords.int()], 1).int() for b, i in enumerate(items)])
     joined = {k: torch.cat([getattr(i, k) for i in items]) for k in ("lift", "prior", "target", "weight")}
-    condition = None if items[0].condition is None else torch.cat([i.condition for i in items])
-    packed = {"coords": coords, "condition": condition, "square": torch.stack([i.square for i in items]), **joined}
+    optional = {k: None if getattr(items[0], k) is None else torch.cat([getattr(i, k) for i in items]) for k in ("condition", "guess")}
+    packed = {"coords": coords, **optional, "square": torch.stack([i.square for i in items]), **joined}
     return {k: None if v is None else v.to(device) for k, v in packed.items()}
 
 
@@ -57,7 +57,7 @@ def train_flow(flow: CompactFlow, data: FlowData, out: Path, config: LoopConfig,
         t_row = t[rows, None]
         with config.autocast(device, flow.autocast):
             predicted = flow(packed["coords"], (1 - t_row) * clean + t_row * noise, t * 1000, packed["lift"], packed["condition"],
-                             packed["square"], keep)
+                             packed["square"], keep, packed["guess"])
         slat = flow.compose(flow.denormalise(predicted.float()), packed["prior"])
         error = (slat - packed["target"]) ** 2 * packed["weight"] * CHANNEL_WEIGHTS.to(device)
         return error.mean(), {"mse": float(error.mean().detach())}
@@ -83,7 +83,7 @@ def held_out(flow: CompactFlow, data: FlowData, device: torch.device, photos: in
         for photo in range(0, len(data.objects[obj]["photos"]), max(1, len(data.objects[obj]["photos"]) // photos)):
             packed = collate([data.item(obj, photo)], device)
             zero, t = torch.zeros_like(packed["prior"]), torch.full((1,), 1000.0, device=device)
-            out = flow(packed["coords"], zero, t, packed["lift"], packed["condition"], packed["square"], None)
+            out = flow(packed["coords"], zero, t, packed["lift"], packed["condition"], packed["square"], None, packed["guess"])
             slat = flow.compose(flow.denormalise(out.float()), packed["prior"])
             for name, columns in groups.items():
                 for tag, value in (("", slat), ("_prior", packed["prior"])):

@@ -1,7 +1,8 @@
 """First stage of the homogeniser's training: its per-voxel head, on photos of cached objects under many lights.
 
 The loss is the product's own question: shaded under lights the photo never saw, after AgX, how far is the answer from the
-truth? Beside it the SLAT's own distance keeps what no light shows from drifting.
+truth? It is asked per picture and in decibels, so that a dark object counts like a bright one. Beside it the SLAT's own
+distance keeps what no light shows from drifting.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from torch import Tensor
 from near.colour import agx_srgb
 from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
-from near.models.pointwise import seen_otherwise
+from near.models.pointwise import PointwisePrior, seen_otherwise
 from near.models.shading import DIELECTRIC_F0, split_sum
 from near.training.flows import CHANNEL_WEIGHTS
 from near.training.relit import PERMUTATIONS, ROUGHNESS_KNOTS, hidden_radiance
 
 OBJECTS = 16               # of a step
 RENDERED_SHARE = 0.4       # of the photos are path-traced, the others shaded analytically
-RELIT_WEIGHT = 12.0
+RELIT_WEIGHT = 0.15        # of the log error
+ERROR_FLOOR = 3e-4         # 35 dB: better than that need not be
 SAME_VIEW_SHARE = 0.5
 
 
@@ -95,8 +97,11 @@ def head_loss(flow: CompactFlow, head, batch: list[dict], judged: dict) -> tuple
     slat = flow.compose(flow.denormalise(head.from_features(features, [len(b["features"]) for b in batch])), prior)
     distance = ((slat - target) ** 2 * CHANNEL_WEIGHTS).mean()
     shown = agx_srgb(torch.cat([shade_voxels(decode_material(slat[:, MATERIAL]), c, c["hidden"]) for c in judged["conditions"]]))
-    relit = (((shown - judged["shown"]) ** 2).mean(-1) * judged["weight"]).sum() / judged["weight"].sum().clamp_min(1)
-    return distance + RELIT_WEIGHT * relit, {"slat": float(distance.detach()), "relit_db": float(-10 * relit.detach().log10())}
+    pictures = [len(b["features"]) for b in batch] * len(judged["conditions"])
+    wrong = (((shown - judged["shown"]) ** 2).mean(-1) * judged["weight"]).split(pictures)
+    error = torch.stack([e.sum() / w.sum().clamp_min(1) for e, w in zip(wrong, judged["weight"].split(pictures))])
+    relit_db = float(-10 * error.detach().clamp_min(1e-6).log10().mean())
+    return distance + RELIT_WEIGHT * (error + ERROR_FLOOR).log().mean(), {"slat": float(distance.detach()), "relit_db": relit_db}
 
 
 def judge(batch: list[dict]) -> dict:
@@ -110,14 +115,22 @@ def judge(batch: list[dict]) -> dict:
 
 def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: float, learning_rate: float = 1e-3, seed: int = 0,
                     report: Callable[[str], None] = print) -> None:
-    """Fit ``flow.pointwise`` in place; the average that relights the held-out objects best is kept, also in ``out``."""
+    """Fit ``flow.pointwise`` in place, its members one after the other, each from its own seed for its share of the minutes."""
+    members = flow.pointwise.members
+    for k, head in enumerate(members):
+        _train_member(flow, head, data, out / f"pointwise_{k}.safetensors", minutes=minutes / len(members), learning_rate=learning_rate,
+                      seed=seed + k, report=report)
+
+
+def _train_member(flow: CompactFlow, head: PointwisePrior, data: RelitData, out: Path, *, minutes: float, learning_rate: float, seed: int,
+                  report: Callable[[str], None]) -> None:
+    """The average that relights the held-out objects best is kept, also in the file ``out``."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(objects: list[int], rendered: float, vary: bool = False) -> list[dict]:
         samples = [data.sample(o, generator, float(torch.rand((), generator=generator)) < rendered) for o in objects]
         return [varied(s, generator) for s in samples] if vary else samples
 
-    head = flow.pointwise
     if not (head.std != 1).any():
         sample = torch.cat([b["features"] for b in draw((data.train * 2)[:240], RENDERED_SHARE)])
         head.mean.copy_(sample.mean(0))
@@ -140,7 +153,7 @@ def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: f
                + ", ".join(f"{k} {v:.4f}" for k, v in mean.items()))
         if held < best:
             best = held
-            save_model(average.module, str(out / "pointwise.safetensors"))
+            save_model(average.module, str(out))
 
     look(0.0)
     while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
@@ -158,4 +171,4 @@ def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: f
         if step % 500 == 0:
             look(share)
     look(1.0)
-    load_model(head, str(out / "pointwise.safetensors"))
+    load_model(head, str(out))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial import cKDTree
+from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from near.assets import Anchors
@@ -23,6 +25,7 @@ from near.colour import agx_srgb
 from near.geometry.cameras import Camera
 from near.lighting import Environment, PrefilteredLight
 from near.models.anchors import AnchorCloud, decode_anchors
+from near.models.evidence import VoxelView, voxel_view
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.models.pointwise import prior_features
@@ -36,11 +39,13 @@ PERMUTATIONS = tuple(itertools.permutations(range(3)))
 
 @dataclass(frozen=True)
 class RelitConfig:
-    """dressings: paints an object is shown in (the first is its own); lights: synthetic photos per dressing and camera;
+    """dressings: paints an object is shown in (the first is its own); repainted: share of the others that take over another
+    object's paints one by one, where the rest are shifted as a whole; lights: synthetic photos per dressing and camera;
     exposure_stops: deviation of a photo's exposure around its light's natural strength; mixed: share of photos under two
     lights at once; conditions: new lights per camera that the answer is judged under; voxels: drawn of every photo."""
 
     dressings: int = 3
+    repainted: float = 0.6
     lights: int = 6
     exposure_stops: float = 0.35
     mixed: float = 0.4
@@ -58,6 +63,30 @@ def _random_light(lights: LightLibrary, generator: torch.Generator, stops: float
     name = names[int(torch.randint(len(names), (), generator=generator))]
     strength = 2 ** (stops * float(torch.randn((), generator=generator)))
     return lights.get(name, _uniform(generator, 0, 2 * math.pi), strength)
+
+
+def paints(material: Tensor, generator: torch.Generator, count: int = 4) -> tuple[Tensor, Tensor]:
+    """The paints of an object: their linear means [k, 5], and which one every disc of ``material`` [M, 5] wears [M]."""
+    encoded = encode_material(material[:, :3], material[:, 3], material[:, 4])
+    some = encoded[torch.randint(len(encoded), (2000,), generator=generator)].double().numpy()
+    means = np.unique(some.round(2), axis=0)
+    if len(means) > count:
+        with warnings.catch_warnings():  # a paint that loses all its discs is dropped below
+            warnings.simplefilter("ignore")
+            means, _ = kmeans2(some, count, minit="++", seed=int(torch.randint(2 ** 31, (), generator=generator)))
+    label = torch.cdist(encoded, torch.from_numpy(means).float()).argmin(-1)
+    used, label = torch.unique(label, return_inverse=True)
+    return torch.stack([material[label == k].mean(0) for k in range(len(used))]), label
+
+
+def repaint(material: Tensor, other: Tensor, order: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """Every paint of an object [M, 5] exchanged for one of another object's [N, 5]; texture within a paint stays."""
+    (_, label), (palette, _) = paints(material, generator), paints(other, generator)
+    pick = torch.randperm(int(label.max()) + 1, generator=generator) % len(palette)
+    out = material.clone()
+    for k, wanted in enumerate(pick.tolist()):
+        out[label == k] = redress(material[label == k], palette[wanted][None], order)
+    return out
 
 
 def redress(material: Tensor, other: Tensor, order: tuple[int, int, int]) -> Tensor:
@@ -87,7 +116,8 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
     for _ in range(config.dressings - 1):
         other = others[int(torch.randint(len(others), (), generator=generator))]
         order = PERMUTATIONS[int(torch.randint(6, (), generator=generator))] if _uniform(generator) < 0.3 else (0, 1, 2)
-        dressings.append(redress(own, decode_material(other["material"].float()), order))
+        change = repaint if _uniform(generator) < config.repainted else lambda a, b, o, _: redress(a, b, o)
+        dressings.append(change(own, decode_material(other["material"].float()), order, generator))
     views = [_view(raw, cloud, coords, v, config.resolution) for v in range(len(raw["cam_from_world"]))]
     photos = []
     for d, material in enumerate(dressings):
@@ -111,7 +141,7 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
         targets.append(torch.cat([mean, look], -1).half())
     made = {"name": raw["name"], "static": torch.stack([v["static"] for v in views]).half(), "photos": photos + real,
             "targets": torch.stack(targets), "conditions": _conditions(cloud, count, views, lights, generator, config)}
-    return made | voxel_samples(made, config, generator)
+    return made | voxel_samples(made, [v["response"] for v in views], config, generator)
 
 
 def lifted(data: dict, photo: dict) -> Tensor:
@@ -123,10 +153,10 @@ def lifted(data: dict, photo: dict) -> Tensor:
     return lift
 
 
-def voxel_samples(data: dict, config: RelitConfig, generator: torch.Generator) -> dict:
-    """Per photo P the rows [P, V] of some voxels and the head's features [P, V, C] there."""
+def voxel_samples(data: dict, views: list[VoxelView], config: RelitConfig, generator: torch.Generator) -> dict:
+    """Per photo P the rows [P, V] of some voxels and the head's features [P, V, C] there; ``views`` of the cameras."""
     rows = torch.stack([torch.randint(data["static"].shape[1], (config.voxels,), generator=generator) for _ in data["photos"]])
-    features = [prior_features(lifted(data, photo), config.resolution)[r].half() for photo, r in zip(data["photos"], rows)]
+    features = [prior_features(lifted(data, photo), views[photo["view"]], config.resolution)[r].half() for photo, r in zip(data["photos"], rows)]
     return {"rows": rows, "features": torch.stack(features)}
 
 
@@ -136,14 +166,10 @@ def _view(raw: dict, cloud: AnchorCloud, coords: Tensor, index: int, resolution:
     cam = raw["cam_from_world"][index]
     eye = F.normalize(-cam[:3, :3].T @ cam[:3, 3] - cloud.points, dim=-1)
     known = static[:, 8] > 0.5
-    centres = (coords.float() + 0.5) / resolution
-    nearest = torch.arange(len(coords))
-    if known.any() and not known.all():
-        _, rows = cKDTree(centres[known].numpy()).query(centres[~known].numpy())
-        nearest[~known] = torch.nonzero(known)[:, 0][torch.from_numpy(rows)]
+    response = voxel_view(cloud, static, eye)
     facing = (cloud.disc_normals * eye).sum(-1)
     seen = torch.where((facing > 0.05) & known[cloud.voxel], facing.clamp_min(0).sqrt(), torch.zeros(()))
-    return {"static": static, "eye": eye, "nearest": nearest, "seen": seen, "known": known}
+    return {"static": static, "eye": eye, "response": response, "seen": seen, "known": known}
 
 
 def _observe(display: Tensor, cloud: AnchorCloud, view: dict, count: int) -> dict:
@@ -153,7 +179,7 @@ def _observe(display: Tensor, cloud: AnchorCloud, view: dict, count: int) -> dic
     spread = (voxel_mean(display ** 2, cloud.voxel, count, view["seen"]) - mean ** 2).clamp_min(0).sqrt()
     # A voxel the photo knows of, though none of its discs faces the camera, keeps its nearest neighbour's colour.
     empty = voxel_mean(view["seen"][:, None], cloud.voxel, count)[:, 0] <= 0
-    mean = torch.where((empty & view["known"])[:, None], display.mean(0), mean)[view["nearest"]]
+    mean = torch.where((empty & view["known"])[:, None], display.mean(0), mean)[view["response"].nearest]
     spread = spread * view["known"][:, None]
     return {"mean": mean.half(), "spread": spread.half()}
 
