@@ -147,7 +147,7 @@ def card(data: dict, training: dict, report: dict, manifest: dict) -> str:
         "## Training", "",
         *table(["stage", "on", "steps", "hours"], training_rows(training)), "",
         "The shipped decoder (LAD) and encoder start from no correction: what lights an asset is the analytic model. The homogeniser's LoRA flow is at its",
-        "zero start as well; its per-voxel head answers. Steps of the base flow were not recorded.", "",
+        "zero start as well; its per-voxel heads answer. Steps of the base flow were not recorded.", "",
         "## Scores", "",
         f"On the bench `{report['bench']}`, six real objects against Cycles; mean PSNR in the mask, and the worst object.", "",
         *table(["task", "PSNR in the mask, dB", "SSIM", "perceptual", "worst object"], [_score_row(task, report) for task in report["tasks"]]), "",
