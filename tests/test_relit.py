@@ -160,6 +160,13 @@ def test_a_smooth_light_explains_a_grey_ball_and_leaves_its_paint(ball):
     assert rest[seen & (stripe[:, 0] > 0)].mean() - rest[seen & (stripe[:, 0] == 0)].mean() > 0.35
 
 
+def test_a_photo_that_sees_nothing_is_answered_all_the_same(ball):
+    _, made = ball
+    lift = made["static"][0].float().clone()
+    lift[:, 6], lift[:, 8] = 0, 0
+    assert prior_features(lift, open_view(lift), RESOLUTION).isfinite().all()
+
+
 def test_repainting_keeps_the_patches(ball):
     raw, _ = ball
     own = decode_material(raw["material"].float())

@@ -62,7 +62,7 @@ def fit_light(design: Tensor, radiance: Tensor, weight: Tensor) -> Tensor:
     for _ in range(ROUNDS):
         rows = trust[..., None] * design
         gram = rows.mT @ rows
-        light = torch.linalg.solve(gram + torch.diag(ridge) * gram[:, :1, :1], rows.mT @ (trust * radiance)[..., None])
+        light = torch.linalg.solve(gram + torch.diag(ridge) * gram[:, :1, :1].clamp_min(1e-9), rows.mT @ (trust * radiance)[..., None])
         error = ((design @ light)[..., 0].clamp_min(0) + FLOOR).log() - (radiance + FLOOR).log()
         trust = relative / (1 + (error / OUTLIER) ** 2).sqrt()
     return light[..., 0]
