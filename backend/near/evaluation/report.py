@@ -87,8 +87,8 @@ def table_lines(report: dict) -> list[str]:
 
 def consistency_lines(result: dict) -> list[str]:
     """The consistency checks (:mod:`near.evaluation.consistency`) as lines of text."""
-    return [f"{'consistency':<34}{'mean':>12}{'worst':>12}{'limit':>12}",
-            *(f"{name:<34}{mean:>12.4g}{worst:>12.4g}{limit:>12}" for name, mean, worst, limit in consistency_rows(result))]
+    return [f"{'consistency':<34}{'mean':>12}{'worst':>12}  limit",
+            *(f"{name:<34}{mean:>12.4g}{worst:>12.4g}  {limit}" for name, mean, worst, limit in consistency_rows(result))]
 
 
 def consistency_rows(result: dict) -> list[tuple[str, float, float, str]]:
