@@ -232,6 +232,12 @@ def test_a_job_right_after_one_that_ran_out_of_memory_does_not_share_its_fate(st
             assert sent[1].error is None and sent[1].result["sha256"]
 
 
+def test_a_client_that_does_not_read_for_long_has_no_full_queue(stand):
+    """A full queue stops libzmq from hearing heartbeats; after the reconnection, reading on would abort the whole process."""
+    with Client.connect(stand.connection) as client:
+        assert all(socket.rcvhwm == 0 for socket in client._sockets.values())
+
+
 def test_deadlines_hangs_and_memory(tmp_path):
     times = {"idle_stall": 2.5, "worker_silence": 2.5, "cancel_grace": 0.5, "idle_stop": 1.0}
     with Stand(tmp_path, times=times, worker_memory=400 * 1024 ** 2) as running:

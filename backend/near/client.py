@@ -71,7 +71,9 @@ class Client:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
         socket.routing_id = identity
-        socket.sndhwm, socket.rcvhwm = 256, 64
+        # No limit on what waits to be read: while Blender is busy for minutes nobody reads, a full queue would stop libzmq from hearing
+        # heartbeats, and reading on after the reconnection that follows aborts the process (libzmq's restart_input assertion).
+        socket.sndhwm, socket.rcvhwm = 256, 0
         socket.handshake_ivl = 5000
         socket.heartbeat_ivl, socket.heartbeat_timeout = 5000, 20_000
         socket.reconnect_ivl, socket.reconnect_ivl_max = 100, 3000
