@@ -27,7 +27,10 @@ from near.pipeline.types import CancelCheck, Progress, check
 SAMPLES = 90_000  # discs before hidden ones are dropped; ANALYTIC.md section 4: 60k to 120k serve 512 pixels
 TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
 DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
-DETAIL_SHARE, BRIGHTER_SHARE = 0.7, 0.5  # of what light does not explain, paint; chosen on held-out training objects
+# Of what light does not explain, paint: of a voxel's mean, and of what differs inside it, where light hardly does; and of what
+# is brighter less, for it may be a highlight. Chosen on held-out training objects.
+DETAIL_SHARE, FINE_SHARE = 0.7, 1.0
+BRIGHTER_SHARE, FINE_BRIGHTER_SHARE = 0.5, 0.7
 
 
 def default_photo_camera(width: int, height: int) -> Camera:
@@ -126,8 +129,11 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     radiance = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(2e-3)
     seen = lifted.seen.clamp(0, 1)
     rest = unexplained(cloud, linear, radiance, seen, view_directions(cloud.points, camera))
-    rest = torch.where(rest > 0, rest * BRIGHTER_SHARE, rest).clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
-    painted = linear[:, :3].clamp_min(1e-3) * (rest * DETAIL_SHARE * seen.sqrt()[:, None]).exp()
+    broad = voxel_mean(rest, cloud.voxel, len(material), seen)[cloud.voxel]
+    fine = rest - broad
+    paint = (DETAIL_SHARE * torch.where(broad > 0, broad * BRIGHTER_SHARE, broad)
+             + FINE_SHARE * torch.where(fine > 0, fine * FINE_BRIGHTER_SHARE, fine)).clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
+    painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
     colour = torch.where(seen[:, None] > 0, encode_colour(painted) - of_discs[:, :3], torch.zeros(()))
     return F.pad(colour, (0, 2))
 
