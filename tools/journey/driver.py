@@ -106,6 +106,12 @@ def open_sidebar():
         yield 0.1
 
 
+def rendered():
+    """Waits until Blender's render job is gone: its last handler is called while it still holds the data."""
+    yield from until(lambda: not bpy.app.is_job_running("RENDER"), 60, "the render job's end")
+    yield 0.5
+
+
 def close_other_windows() -> None:
     for window in bpy.context.window_manager.windows[1:]:
         with bpy.context.temp_override(window=window):

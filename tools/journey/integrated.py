@@ -48,7 +48,7 @@ def _render(name: str):
     for moment, handler in ended.items():
         getattr(handlers, moment).remove(handler)
     assert done == [True], f"{name} was cancelled"
-    yield 0.5
+    yield from driver.rendered()
     image = bpy.data.images.load(scene.render.filepath)
     flat = np.empty(WIDTH * HEIGHT * 4, np.float32)
     image.pixels.foreach_get(flat)
