@@ -40,7 +40,7 @@ def journey(root: Path, out: Path, python: Path, archive: Path, *, size: str = "
         photos = root / "home" / "artist" / "photos"       # what the screenshots show as the photo's place
         photos.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / "backend" / "near" / "samples" / "teapot.png", photos / "teapot.png")
-        plan = {"folder": str(folder), "archive": archive.name, "python": str(python), "photos": "/home/artist/photos",
+        plan = {"folder": str(folder), "archive": archive.name, "python": str(python), "photos": str(Path("/", "home", "artist", "photos")),
                 "quick": quick, "setup": setup, "steps": list(steps)}
         environment = {"LIBGL_ALWAYS_SOFTWARE": "1", "NEAR_JOURNEY": json.dumps(plan), "NEAR_HOME": str(folder / "home"),
                        "BLENDER_USER_RESOURCES": str(folder / "user"), "OMP_NUM_THREADS": "1"}

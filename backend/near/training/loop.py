@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -214,6 +213,7 @@ def _restore(path: Path, model: nn.Module, average: nn.Module, optimiser: torch.
         optimiser.load_state_dict(state["optimiser"])
         sampler.position = state["sampler"]
         return state["step"], state["spent"]
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise NearError("training-state", f"{path} is damaged or belongs to a run with other models ({str(error).splitlines()[0][:200]}).",
+    except Exception as error:  # a file that is not ours may make the reader say anything
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise NearError("training-state", f"{path} is damaged or belongs to a run with other models ({reason}).",
                         "Give the options that the run was begun with, or choose another folder.") from error
