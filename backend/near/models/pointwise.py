@@ -69,12 +69,11 @@ def surroundings(log: Tensor, weight: Tensor, coords: Tensor, resolution: int) -
     return torch.cat(parts, -1)
 
 
-def local_features(lift: Tensor, log: Tensor, resolution: int) -> Tensor:
+def local_features(lift: Tensor, log: Tensor, coords: Tensor, grid: Tensor) -> Tensor:
     """[L, LOCAL_CHANNELS] of one object: lifted features, logarithm ``log`` of the light, hue and contrast to the object,
     to the surroundings and to the mirror images."""
     grey = (log.exp() @ LUMINANCE.to(log)).log()[:, None]
-    coords, grid = grid_rows(lift, resolution)
-    return torch.cat([lift, log, grey - grey.mean(), log - grey, surroundings(log, lift[:, 6:7], coords, resolution),
+    return torch.cat([lift, log, grey - grey.mean(), log - grey, surroundings(log, lift[:, 6:7], coords, len(grid)),
                       mirror_features(lift, log, coords, grid)], -1)
 
 
@@ -99,14 +98,13 @@ def global_features(lift: Tensor, log: Tensor, local: Tensor) -> Tensor:
     return torch.cat([mean, std, torch.quantile(seen, QUANTILES.to(seen)), towards, across, log_mean, rest, symmetry])
 
 
-def explained_features(lift: Tensor, log: Tensor, view: VoxelView, resolution: int) -> Tensor:
+def explained_features(lift: Tensor, log: Tensor, view: VoxelView, coords: Tensor, grid: Tensor) -> Tensor:
     """[L, EXPLAINED_LOCAL + EXPLAINED_GLOBAL]: what a smooth light shows of a grey object and what it leaves over, here, in
     the surroundings and at the mirror images; the light itself, and how much it leaves over."""
     weight = (lift[:, 6] * lift[:, 8]).clamp_min(0).sqrt()
     found = explain(view, log.exp(), weight)
     shown, rest, lum = found.shown.log(), found.rest, LUMINANCE.to(log)
-    coords, grid = grid_rows(lift, resolution)
-    around = surroundings(rest, lift[:, 6:7], coords, resolution).view(len(lift), len(BLURS), 4)[..., :3].flatten(1)
+    around = surroundings(rest, lift[:, 6:7], coords, len(grid)).view(len(lift), len(BLURS), 4)[..., :3].flatten(1)
     mirrors = mirror_features(lift, rest, coords, grid).view(len(lift), 2, 5)[..., :3].flatten(1)
     share = weight / weight.sum().clamp_min(1e-6)
     spread = lambda values: ((values - (values * share[:, None]).sum(0)) ** 2 * share[:, None]).sum(0).sqrt()
@@ -121,8 +119,10 @@ def explained_features(lift: Tensor, log: Tensor, view: VoxelView, resolution: i
 def prior_features(lift: Tensor, view: VoxelView, resolution: int) -> Tensor:
     """[L, CHANNELS] of one object's lifted features [L, LIFT_CHANNELS]."""
     log = log_radiance(lift)
-    local = local_features(lift, log, resolution)
-    return torch.cat([local, global_features(lift, log, local).expand(len(lift), -1), explained_features(lift, log, view, resolution)], -1)
+    coords, grid = grid_rows(lift, resolution)
+    local = local_features(lift, log, coords, grid)
+    return torch.cat([local, global_features(lift, log, local).expand(len(lift), -1),
+                      explained_features(lift, log, view, coords, grid)], -1)
 
 
 def _columns() -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
@@ -185,7 +185,6 @@ class PointwisePrior(nn.Module):
                   for p, w in zip(self.pool(hidden).split(counts), weight.split(counts))]
         heard = self.spread(torch.stack(pooled))
         return self.answer(hidden + torch.cat([h.expand(n, -1) for h, n in zip(heard, counts)]))
-
 
 
 class PointwiseEnsemble(nn.Module):
