@@ -71,7 +71,7 @@ def with_input(name: str, asset: Asset, photo: Photo, camera: Camera) -> Asset:
         colour = (lifted.colour.clamp(0, 1) * 2 - 1 - material[cloud.voxel, :3]) * (lifted.seen > 0)[:, None]
         detail = torch.cat([colour, torch.zeros(len(colour), 2)], -1)
     else:
-        detail = photo_detail(cloud, lifted, material, camera)
+        detail = photo_detail(cloud, lifted, material, camera, asset.resolution)
     stored = (detail / DETAIL_STEP).round().clamp(-127, 127).to(torch.int8)
     return replace(asset, feats=slat, anchors=replace(asset.anchors, detail=stored))
 

@@ -103,7 +103,7 @@ def level_blend(roughness: Tensor) -> tuple[Tensor, Tensor]:
     return first, torch.where(r < SHARPEST, r / SHARPEST, (inverse - at[first]) / (at[first + 1] - at[first]))
 
 
-def prefilter(env: Environment, samples: int = 128) -> PrefilteredLight:
+def prefilter(env: Environment, samples: int = 256) -> PrefilteredLight:
     """Prepare a map for shading (rotation and strength of ``env`` are left out).
 
     Args: samples: number of directional samples.

@@ -36,8 +36,8 @@ class CompactConfig:
     """
 
     resolution: int = 32
-    spread: float = 0.48
-    close_up_scale: float = 1.35
+    spread: float = 0.44
+    close_up_scale: float = 1.47
     steps: int = 1
     noise_scale: float = 0.0
     renderer: CompactRendererConfig = field(default_factory=CompactRendererConfig)

@@ -1,9 +1,9 @@
 """Analytic image-based light on surface discs: what the lighting-aware decoder corrects rather than learns.
 
-Diffuse light is summed over the environment's directional samples through each disc's own visibility, specular
-light is a split-sum look-up in the prefiltered environment, and what a disc cannot see returns the object's own mean
-radiance, so that metals never reflect black (`spec/ANALYTIC.md` sections 2, 3 and 6). Everything is linear in the
-light. Colours are linear Rec.709.
+Diffuse light, and what rough surfaces reflect, is summed over the environment's directional samples through each disc's own
+visibility; smooth surfaces reflect by a split-sum look-up in the prefiltered environment; and what a disc cannot see returns
+the object's own mean radiance, so that metals never reflect black (`spec/ANALYTIC.md` sections 2, 3 and 6). Everything is
+linear in the light. Colours are linear Rec.709.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from near.lighting import Environment, PrefilteredLight, brdf_table
-from near.models.harmonics import sh_basis
+from near.models.gather import irradiance, rough_reflection
 from near.models.visibility import evaluate_visibility
 
 DIELECTRIC_F0 = 0.04
 HIDDEN_SHARE = 0.5  # radiance of a hidden direction, relative to the object's mean (ANALYTIC.md section 2)
+MIRROR_UP_TO, ROUGH_FROM = 0.2, 0.4  # roughness that reflects by the prefiltered map alone, and by directional samples alone
 NUM_CORRECTIONS = 9  # log gains, each RGB: diffuse, specular, hidden light
 
 
@@ -69,33 +70,32 @@ class ShadingTerms:
         return self.diffuse * gains[:, 0:3] + self.specular * gains[:, 3:6] + self.hidden * gains[:, 6:9]
 
 
+def lobe_albedo(n_dot_v: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
+    """Directional albedo of GGX, single scatter: F0 * scale + bias, each [M]; their sum is that of F0 = 1."""
+    table = brdf_table().to(n_dot_v)
+    size = table.shape[0]
+    # Shading normals may lean away from the viewer; a small positive cosine keeps Fresnel bounded there.
+    cosine = n_dot_v.abs().clamp(1e-3, 1)
+    grid = torch.stack([roughness.clamp(0, 1) * 2 - 1, cosine * 2 - 1], -1)[None, None]
+    scale, bias = F.grid_sample(table.permute(2, 0, 1)[None], grid * (size - 1) / size, mode="bilinear", padding_mode="border",
+                                align_corners=False)[0, :, 0]
+    return scale, bias
+
+
 def split_sum(n_dot_v: Tensor, roughness: Tensor, f0: Tensor) -> tuple[Tensor, Tensor]:
     """Directional albedo of GGX with multi-scatter compensation.
 
     Returns:
         albedo [M, 3] for ``f0`` [M, 3], and the single-scatter albedo at F0 = 1, [M].
     """
-    table = brdf_table().to(n_dot_v)
-    size = table.shape[0]
-    grid = torch.stack([roughness.clamp(0, 1) * 2 - 1, n_dot_v.clamp(0, 1) * 2 - 1], -1)[None, None]
-    scale, bias = F.grid_sample(table.permute(2, 0, 1)[None], grid * (size - 1) / size, mode="bilinear", padding_mode="border",
-                                align_corners=False)[0, :, 0]
+    scale, bias = lobe_albedo(n_dot_v, roughness)
     single = scale + bias
-    albedo = f0 * scale[:, None] + bias[:, None]
-    # Energy lost between microfacets comes back tinted by F0 (Turquin's compensation, as Cycles has it).
-    return albedo * (1 + f0 * (1 / single.clamp_min(1e-3) - 1)[:, None]), single
+    return (f0 * scale[:, None] + bias[:, None]) * scattered_again(f0, single), single
 
 
-def irradiance(normals: Tensor, visibility: Tensor | None, directions: Tensor, flux: Tensor, chunk: int = 16384) -> Tensor:
-    """Sum of flux * cosine * visibility over the directional samples.
-
-    Args: normals [M, 3]; visibility [M, K] or None; directions [n, 3] unit, same frame; flux [n, 3] radiance * sr.
-    """
-    if visibility is None:
-        return (normals @ directions.T).clamp_min(0) @ flux
-    basis = sh_basis(directions, math.isqrt(visibility.shape[1]) - 1)
-    return torch.cat([((n @ directions.T).clamp_min(0) * (v @ basis.T).clamp(0, 1)) @ flux
-                      for n, v in zip(normals.split(chunk), visibility.split(chunk))])
+def scattered_again(f0: Tensor, single: Tensor) -> Tensor:
+    """Factor [M, 3]: energy lost between microfacets comes back tinted by F0 (Turquin's compensation, as Cycles has it)."""
+    return 1 + f0 * (1 / single.clamp_min(1e-3) - 1)[:, None]
 
 
 def light_surface(surface: Surface, light: PrefilteredLight, env: Environment) -> IncidentLight:
@@ -109,26 +109,41 @@ def light_surface(surface: Surface, light: PrefilteredLight, env: Environment) -
     return IncidentLight(e, HIDDEN_SHARE * mean)
 
 
+def reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor, light: PrefilteredLight,
+               env: Environment) -> tuple[Tensor, Tensor, Tensor]:
+    """What discs reflect of a light before their colour is known.
+
+    Returns:
+        white, grazing [M, 3]: a disc of reflectance F0 shows F0 * white + (1 - F0) * grazing (times :func:`scattered_again`);
+        seen [M]: share of its lobe that the object does not hide.
+    """
+    n_dot_v = (normals * view_dirs).sum(-1)
+    mirror = F.normalize(2 * n_dot_v[:, None] * normals - view_dirs, dim=-1)
+    seen = evaluate_visibility(visibility, mirror, blur=roughness.clamp_min(0.03) ** 4)
+    scale, bias = lobe_albedo(n_dot_v, roughness)
+    smooth = light.specular(mirror, roughness, env) * seen[:, None]
+    white, grazing = smooth * (scale + bias)[:, None], smooth * bias[:, None]
+    share = ((roughness - MIRROR_UP_TO) / (ROUGH_FROM - MIRROR_UP_TO)).clamp(0, 1)
+    rows = torch.nonzero(share > 0)[:, 0]
+    rough = rough_reflection(normals[rows], view_dirs[rows], roughness[rows], visibility[rows], light.directions @ env.env_from_world,
+                             light.flux * env.strength)
+    share = share[rows, None]
+    return *(a.index_copy(0, rows, torch.lerp(a[rows], b, share)) for a, b in zip((white, grazing), rough)), seen
+
+
 def shade_terms(surface: Surface, incident: IncidentLight, light: PrefilteredLight, env: Environment,
                 view_dirs: Tensor) -> ShadingTerms:
     """Radiance towards the viewer.
 
     Args: view_dirs [M, 3] unit, from the disc to the camera, in the frame of the surface's normals.
     """
-    n = surface.normals
-    n_dot_v = (n * view_dirs).sum(-1)
-    mirror = F.normalize(2 * n_dot_v[:, None] * n - view_dirs, dim=-1)
-    metallic = surface.metallic[:, None]
+    metallic, n_dot_v = surface.metallic[:, None], (surface.normals * view_dirs).sum(-1)
     f0 = DIELECTRIC_F0 * (1 - metallic) + surface.base_lin709 * metallic
-    # Shading normals may lean away from the viewer; a small positive cosine keeps Fresnel bounded there.
-    albedo, _ = split_sum(n_dot_v.abs().clamp_min(1e-3), surface.roughness, f0)
-    dielectric, _ = split_sum(n_dot_v.abs().clamp_min(1e-3), surface.roughness, torch.full_like(f0, DIELECTRIC_F0))
+    albedo, single = split_sum(n_dot_v, surface.roughness, f0)
+    dielectric, _ = split_sum(n_dot_v, surface.roughness, torch.full_like(f0, DIELECTRIC_F0))
     diffuse_albedo = surface.base_lin709 * (1 - metallic) * (1 - dielectric)
-    alpha = surface.roughness.clamp_min(0.03) ** 2
-    seen = evaluate_visibility(surface.visibility, mirror, blur=alpha ** 2)[:, None]
-    reflected = light.specular(mirror, surface.roughness, env)
-    hidden = incident.hidden_lin709
+    white, grazing, seen = reflection(surface.normals, view_dirs, surface.roughness, surface.visibility, light, env)
     return ShadingTerms(
         diffuse=diffuse_albedo * incident.irradiance / math.pi,
-        specular=albedo * seen * reflected,
-        hidden=hidden * (diffuse_albedo * (1 - surface.openness[:, None]) + albedo * (1 - seen)))
+        specular=(f0 * white + (1 - f0) * grazing) * scattered_again(f0, single),
+        hidden=incident.hidden_lin709 * (diffuse_albedo * (1 - surface.openness[:, None]) + albedo * (1 - seen[:, None])))

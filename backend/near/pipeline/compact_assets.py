@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from near.assets import Asset
 from near.colour import agx_inverse
 from near.geometry.cameras import Camera, orbit_camera
 from near.geometry.mesh import PbrMesh
+from near.geometry.neighbours import nearest
+from near.geometry.normals import face_normals
 from near.geometry.photo import Photo
 from near.geometry.silhouette import silhouette_mesh
 from near.geometry.surface import sample_surface
@@ -24,13 +28,16 @@ from near.models.material import decode_material, encode_colour, encode_material
 from near.pipeline.proxy import proxy_mesh
 from near.pipeline.types import CancelCheck, Progress, check
 
-SAMPLES = 90_000  # discs before hidden ones are dropped; ANALYTIC.md section 4: 60k to 120k serve 512 pixels
+# Discs before hidden ones are dropped: one per DISC_SPACING^2 of surface, 0.8 pixels apart where the object fills a picture of 256
+# (ANALYTIC.md section 4); more for a small surface, which close-ups show, fewer for a very winding one.
+DISC_SPACING, MIN_DISCS, MAX_DISCS = 0.0045, 90_000, 360_000
 TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
 DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
 # Of what light does not explain, paint: of a voxel's mean, and of what differs inside it, where light hardly does; and of what
 # is brighter less, for it may be a highlight. Chosen on held-out training objects.
 DETAIL_SHARE, FINE_SHARE = 0.7, 1.0
 BRIGHTER_SHARE, FINE_BRIGHTER_SHARE = 0.5, 0.7
+BLENDED, BLEND_RADIUS = 8, 0.7  # voxels a disc hears, and the deviation of their weights in voxels
 
 
 def default_photo_camera(width: int, height: int) -> Camera:
@@ -38,11 +45,18 @@ def default_photo_camera(width: int, height: int) -> Camera:
     return orbit_camera(0.0, 0.0, 2.0, torch.pi * 40 / 180, width, height)
 
 
-def encode_mesh(models: CompactModels, mesh: PbrMesh, *, seed: int, samples: int = SAMPLES, progress: Progress,
+def disc_count(mesh: PbrMesh) -> int:
+    """Discs that the surface of a mesh of size 1 is worth: sharpness does not depend on how much surface there is."""
+    doubled = np.linalg.norm(face_normals(mesh.vertices.numpy(), mesh.faces.numpy()), axis=-1)
+    return int(np.clip(doubled.sum() / 2 / DISC_SPACING ** 2, MIN_DISCS, MAX_DISCS))
+
+
+def encode_mesh(models: CompactModels, mesh: PbrMesh, *, seed: int, samples: int | None = None, progress: Progress,
                 cancelled: CancelCheck | None) -> Asset:
-    """Asset of a mesh with PBR materials: its surface attributes go through the SLAT encoder."""
+    """Asset of a mesh with PBR materials: its surface attributes go through the SLAT encoder. ``samples``: discs, of the front
+    sides; None: :func:`disc_count`."""
     progress("sample surface", 0.0, None)
-    surface = sample_surface(mesh, samples, seed)
+    surface = sample_surface(mesh, samples or disc_count(mesh), seed)
     check(cancelled)
     progress("visibility", 0.3, None)
     coords, anchors, rows = build_anchors(surface.points, surface.normals, surface.geometric_normals,
@@ -61,7 +75,7 @@ def encode_mesh(models: CompactModels, mesh: PbrMesh, *, seed: int, samples: int
 
 
 def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, camera: Camera | None, *, seed: int,
-                 steps: int | None, samples: int = SAMPLES, progress: Progress, cancelled: CancelCheck | None) -> Asset:
+                 steps: int | None, samples: int | None = None, progress: Progress, cancelled: CancelCheck | None) -> Asset:
     """Asset of a photo with a matte: base flow to a shaded SLAT, then the homogeniser (paper section 3.1)."""
     height, width = photo.alpha.shape
     camera = camera or default_photo_camera(width, height)
@@ -72,7 +86,7 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
         source = "silhouette"
     check(cancelled)
     progress("sample surface", 0.1, None)
-    surface = sample_surface(mesh, samples, seed)
+    surface = sample_surface(mesh, samples or disc_count(mesh), seed)
     check(cancelled)
     progress("visibility", 0.2, None)
     coords, anchors, _ = build_anchors(surface.points, surface.normals, surface.geometric_normals, models.config.resolution,
@@ -94,7 +108,7 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     slat = models.sample_homogenised(coords, features, view, shaded, photo, progress=part(0.65, 0.95), **run)
     slat = slat.half()
     material = models.voxel_material(coords, slat.float())
-    anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material, camera)))
+    anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material, camera, models.config.resolution)))
     progress("done", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
                   photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
@@ -118,11 +132,12 @@ def reduce_photo(photo: Photo, camera: Camera) -> tuple[Photo, Camera]:
     return reduced, replace(camera, K=K, width=width // factor, height=height // factor)
 
 
-def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, camera: Camera) -> Tensor:
+def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, camera: Camera, resolution: int) -> Tensor:
     """Paint that the voxels' materials miss: where the photo differs from how they look under the light that fits it best,
     most of the difference is base colour; of what is brighter less, for it may be a highlight.
 
-    Args: material [L, 5] encoded. Returns: [M, 5] encoded residual; zero where the photo does not see the disc.
+    Args: material [L, 5] encoded. Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see has no detail to
+    tell; it is blended over the voxels' edges.
     """
     of_discs = material[cloud.voxel]
     linear = decode_material(of_discs)
@@ -134,8 +149,22 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     paint = (DETAIL_SHARE * torch.where(broad > 0, broad * BRIGHTER_SHARE, broad)
              + FINE_SHARE * torch.where(fine > 0, fine * FINE_BRIGHTER_SHARE, fine)).clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
-    colour = torch.where(seen[:, None] > 0, encode_colour(painted) - of_discs[:, :3], torch.zeros(()))
-    return F.pad(colour, (0, 2))
+    detail = F.pad(encode_colour(painted) - of_discs[:, :3], (0, 2))
+    return torch.where(seen[:, None] > 0, detail, between_voxels(cloud, material, resolution) - of_discs)
+
+
+def between_voxels(cloud: AnchorCloud, material: Tensor, resolution: int) -> Tensor:
+    """Materials [M, 5] of discs, blended from the voxels [L, 5] around each: a voxel's edges are not the paint's. Voxels whose
+    discs face elsewhere have hardly a say."""
+    count = len(material)
+    centres = voxel_mean(cloud.points, cloud.voxel, count)
+    normals = F.normalize(voxel_mean(cloud.normals, cloud.voxel, count), dim=-1)
+    distance, rows = nearest(cKDTree(centres.numpy()), cloud.points.numpy(), min(BLENDED, count))
+    rows = torch.from_numpy(rows).view(len(cloud), -1)
+    distance = torch.from_numpy(distance).float().view_as(rows) * (resolution / BLEND_RADIUS)
+    agree = (normals[rows] * cloud.normals[:, None]).sum(-1).clamp_min(0.02) ** 2
+    weight = torch.exp(-0.5 * distance ** 2) * agree
+    return (material[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
 
 
 def camera_record(camera: Camera) -> dict:

@@ -19,7 +19,7 @@ from near.colour import agx_srgb
 from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
 from near.models.pointwise import PointwisePrior, seen_otherwise
-from near.models.shading import DIELECTRIC_F0, split_sum
+from near.models.shading import DIELECTRIC_F0, scattered_again, split_sum
 from near.training.flows import CHANNEL_WEIGHTS
 from near.training.relit import PERMUTATIONS, ROUGHNESS_KNOTS, hidden_radiance
 
@@ -39,13 +39,13 @@ def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor)
     at = (torch.searchsorted(knots, r.detach().contiguous()).clamp(1, len(knots) - 1) - 1)
     blend = ((r - knots[at]) / (knots[at + 1] - knots[at]))[:, None]
     rows = torch.arange(len(at))
-    reflected = torch.lerp(condition["reflected"][rows, at], condition["reflected"][rows, at + 1], blend)
+    white, grazing = (torch.lerp(condition[k][rows, at], condition[k][rows, at + 1], blend) for k in ("white", "grazing"))
     seen = torch.lerp(condition["open_to"][rows, at, None], condition["open_to"][rows, at + 1, None], blend)
     f0 = DIELECTRIC_F0 * (1 - metal) + base * metal
-    albedo, _ = split_sum(condition["n_dot_v"], rough, f0)
+    albedo, single = split_sum(condition["n_dot_v"], rough, f0)
     dielectric, _ = split_sum(condition["n_dot_v"], rough, torch.full_like(f0, DIELECTRIC_F0))
     diffuse = base * (1 - metal) * (1 - dielectric)
-    return (diffuse * condition["irradiance"] / torch.pi + albedo * seen * reflected
+    return (diffuse * condition["irradiance"] / torch.pi + (f0 * white + (1 - f0) * grazing) * scattered_again(f0, single)
             + hidden * (diffuse * (1 - condition["openness"][:, None]) + albedo * (1 - seen)))
 
 
@@ -86,7 +86,7 @@ def varied(sample: dict[str, Tensor], generator: torch.Generator) -> dict[str, T
     swap, *flips = (torch.rand(3, generator=generator) < 0.5).tolist()
     swapped = list(order)
     slat = [*order, 3, 4, *(5 + c for c in order)]
-    conditions = [c | {k: c[k][..., swapped] for k in ("irradiance", "reflected", "hidden")} for c in sample["conditions"]]
+    conditions = [c | {k: c[k][..., swapped] for k in ("irradiance", "white", "grazing", "hidden")} for c in sample["conditions"]]
     return {"features": seen_otherwise(sample["features"], order, swap, tuple(flips)), "prior": sample["prior"][:, slat],
             "target": sample["target"][:, slat], "conditions": conditions}
 

@@ -29,8 +29,7 @@ from near.models.evidence import VoxelView, voxel_view
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.models.pointwise import prior_features
-from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, shade_terms
-from near.models.visibility import evaluate_visibility
+from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, reflection, shade_terms
 from near.training.cache import LightLibrary
 
 ROUGHNESS_KNOTS = (0.05, 0.2, 0.4, 0.65, 1.0)
@@ -210,17 +209,13 @@ def _conditions(cloud: AnchorCloud, count: int, views: list[dict], lights: Light
     for v, view in enumerate(views):
         eye = F.normalize(voxel_mean(view["eye"], cloud.voxel, count), dim=-1)
         n_dot_v = (normals * eye).sum(-1)
-        mirror = F.normalize(2 * n_dot_v[:, None] * normals - eye, dim=-1)
         for _ in range(config.conditions):
             env, light = _random_light(lights, generator, config.exposure_stops)
             e = irradiance(normals, visibility, light.directions @ env.env_from_world, light.flux * env.strength)
-            knots, open_to = [], []
-            for r in ROUGHNESS_KNOTS:
-                rough = torch.full((count,), r)
-                knots.append(light.specular(mirror, rough, env))
-                open_to.append(evaluate_visibility(visibility, mirror, blur=rough.clamp_min(0.03) ** 4))
+            knots = [reflection(normals, eye, torch.full((count,), r), visibility, light, env) for r in ROUGHNESS_KNOTS]
+            white, grazing, open_to = (torch.stack(parts, 1).clamp_max(6e4).half() for parts in zip(*knots))
             out.append({"view": v, "irradiance": e.clamp_max(6e4).half(), "n_dot_v": n_dot_v.abs().clamp_min(1e-3).half(), "openness": openness.half(),
-                        "reflected": torch.stack(knots, 1).clamp_max(6e4).half(), "open_to": torch.stack(open_to, 1).half(), "area": area.half(),
+                        "white": white, "grazing": grazing, "open_to": open_to, "area": area.half(),
                         "weight": (view["known"] & (n_dot_v > 0.05)).half()})
     return out
 
