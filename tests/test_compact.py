@@ -231,3 +231,20 @@ def test_unknown_pass_is_refused(engine, asset, light):
     with pytest.raises(NearError) as caught:
         engine.render([PlacedAsset(asset)], light, orbit_camera(0, 0, 2, 0.7, 32, 32), passes=("colour",))
     assert caught.value.code == "pass-unknown"
+
+
+def test_discs_are_as_dense_whatever_the_surface():
+    from near.demo import shipped_sample
+    from near.geometry.mesh import PbrMesh, load_mesh
+    from near.pipeline.compact_assets import DISC_SPACING, MAX_DISCS, MIN_DISCS, disc_count
+
+    teapot = load_mesh(shipped_sample().mesh)
+    assert disc_count(teapot) == MIN_DISCS  # 1.3 square sizes would be 66,000
+    side = 0.5 * torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
+
+    def sheets(count):
+        faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+        return PbrMesh(vertices=torch.cat([side] * count), faces=torch.cat([faces + 4 * k for k in range(count)]),
+                       normals=torch.tensor([[0.0, 0, 1]]).expand(4 * count, 3))
+
+    assert disc_count(sheets(4)) == pytest.approx(4 / DISC_SPACING ** 2, rel=1e-3) and disc_count(sheets(400)) == MAX_DISCS

@@ -228,3 +228,19 @@ def test_paint_is_told_from_light(ball):
     assert (rest[seen == 0] == 0).all()
     steep = (rest[(seen > 0) & (stripes > 0.5)].median(0).values - rest[(seen > 0) & (stripes < 0.5)].median(0).values)
     assert (steep - math.log(2)).abs().max() < 0.2
+
+
+def test_unseen_paint_has_no_voxel_edges(ball):
+    """A ball that grows lighter from left to right, one value per voxel: blended, neighbours differ far less, and the course of
+    it is kept."""
+    from near.assets import Anchors
+    from near.pipeline.compact_assets import between_voxels
+
+    raw, _ = ball
+    cloud = decode_anchors(raw["coords"], Anchors(**raw["anchors"]), RESOLUTION)
+    material = voxel_mean(cloud.points[:, :1].expand(-1, 5) * 1.6, cloud.voxel, len(raw["coords"]))
+    smooth, ramp = between_voxels(cloud, material, RESOLUTION)[:, 0], cloud.points[:, 0] * 1.6
+    assert smooth.shape == ramp.shape
+    assert (smooth - ramp).std() < 0.6 * (material[cloud.voxel, 0] - ramp).std()
+    flat = torch.full((len(raw["coords"]), 5), 0.3)
+    assert torch.allclose(between_voxels(cloud, flat, RESOLUTION), torch.tensor(0.3), atol=1e-5)
