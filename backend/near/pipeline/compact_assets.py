@@ -33,10 +33,9 @@ from near.pipeline.types import CancelCheck, Progress, check
 DISC_SPACING, MIN_DISCS, MAX_DISCS = 0.0045, 90_000, 360_000
 TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
 DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
-# Of what light does not explain, paint: of a voxel's mean, and of what differs inside it, where light hardly does; and of what
-# is brighter less, for it may be a highlight. Chosen on held-out training objects.
-DETAIL_SHARE, FINE_SHARE = 0.7, 1.0
-BRIGHTER_SHARE, FINE_BRIGHTER_SHARE = 0.5, 0.7
+# Of what light does not explain and is brighter, paint: of a voxel's mean, and of what differs inside it; for a mirror, and what a
+# matt surface adds, which has no small highlights. All that is darker is paint. Chosen on training objects.
+BRIGHTER, BRIGHTER_MATT = (0.4, 0.6), (0.6, 0.4)
 BLENDED, BLEND_RADIUS = 8, 0.7  # voxels a disc hears, and the deviation of their weights in voxels
 
 
@@ -146,8 +145,10 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     rest = unexplained(cloud, linear, radiance, seen, view_directions(cloud.points, camera))
     broad = voxel_mean(rest, cloud.voxel, len(material), seen)[cloud.voxel]
     fine = rest - broad
-    paint = (DETAIL_SHARE * torch.where(broad > 0, broad * BRIGHTER_SHARE, broad)
-             + FINE_SHARE * torch.where(fine > 0, fine * FINE_BRIGHTER_SHARE, fine)).clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
+    paint = torch.zeros_like(rest)
+    for part, mirror, matt in zip((broad, fine), BRIGHTER, BRIGHTER_MATT):
+        paint = paint + torch.where(part > 0, part * (mirror + matt * linear[:, 3:4]), part)
+    paint = paint.clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
     detail = F.pad(encode_colour(painted) - of_discs[:, :3], (0, 2))
     return torch.where(seen[:, None] > 0, detail, between_voxels(cloud, material, resolution) - of_discs)
