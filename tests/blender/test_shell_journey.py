@@ -59,9 +59,10 @@ def test_it_arrives(told):
 def test_it_does_not_hold_blender_up(told):
     """`held`: without what the thread waited for a processor, which other programs may have."""
     timer = told["stalls"]["timer"]
-    # Starting a process waits for the disc, too, which is shared with whatever else the machine does.
-    longest_ms = 50 if os.getloadavg()[1] < 2 * (os.cpu_count() or 1) else 150
-    assert timer["count"] > 300 and timer["held"]["p99_ms"] <= 5 and timer["held"]["max_ms"] <= longest_ms, timer
+    # Caches and the disc (starting a process waits for it) are shared with whatever else the machine does.
+    load, cores = os.getloadavg()[1], os.cpu_count() or 1
+    longest_ms, usual_ms = 50 if load < 2 * cores else 150, 5 if load < cores else 10
+    assert timer["count"] > 300 and timer["held"]["p99_ms"] <= usual_ms and timer["held"]["max_ms"] <= longest_ms, timer
 
 
 def test_it_leaves_nothing_behind(told):
