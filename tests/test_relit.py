@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from near.colour import agx_srgb
+from near.errors import NearError
 from near.geometry.cameras import orbit_camera
 from near.lighting import prefilter
 from near.lighting.samples import sample_environment
@@ -202,6 +203,14 @@ def test_the_head_learns_the_ball(ball, tmp_path):
         losses.append(float(loss.detach()))
     assert all(math.isfinite(x) for x in losses) and sum(losses[-10:]) < sum(losses[:10]) - 2
     assert numbers["relit_db"] > 15
+
+
+def test_a_cache_of_an_earlier_version_is_refused(ball, tmp_path):
+    _, made = ball
+    old = dict(made, conditions=[{k: v for k, v in c.items() if k != "grazing"} for c in made["conditions"]])
+    torch.save(old, tmp_path / "old.pt")
+    with pytest.raises(NearError, match="earlier version"):
+        RelitData([tmp_path / "old.pt"])
 
 
 def test_paint_is_told_from_light(ball):

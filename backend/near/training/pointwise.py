@@ -16,6 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 
 from near.colour import agx_srgb
+from near.errors import NearError
 from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
 from near.models.pointwise import PointwisePrior, seen_otherwise
@@ -50,11 +51,17 @@ def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor)
 
 
 class RelitData:
-    """Relit caches in memory; ``held_out`` rendered objects, and all that share their shape, are kept apart."""
+    """Relit caches in memory; ``held_out`` rendered objects, and all that share their shape, are kept apart.
+
+    Raises:
+        NearError: ``training-data-old`` when an earlier version made a cache.
+    """
 
     def __init__(self, files: list[Path], held_out: int = 24) -> None:
         self.objects = [torch.load(p, weights_only=True, mmap=True) for p in files]
-        for item in self.objects:
+        for item, path in zip(self.objects, files):
+            if not all("grazing" in c for c in item["conditions"]):
+                raise NearError("training-data-old", f"{path} was made by an earlier version.", "Remove its folder and run near train relit again.")
             item["rendered"] = [k for k, p in enumerate(item["photos"]) if "light" in p]
             item["hidden"] = torch.stack([torch.stack([hidden_radiance(c, decode_material(t.float()[:, MATERIAL])) for c in item["conditions"]])
                                           for t in item["targets"]])
