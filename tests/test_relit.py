@@ -248,8 +248,8 @@ def test_unseen_paint_has_no_voxel_edges(ball):
     raw, _ = ball
     cloud = decode_anchors(raw["coords"], Anchors(**raw["anchors"]), RESOLUTION)
     material = voxel_mean(cloud.points[:, :1].expand(-1, 5) * 1.6, cloud.voxel, len(raw["coords"]))
-    smooth, ramp = between_voxels(cloud, material, RESOLUTION)[:, 0], cloud.points[:, 0] * 1.6
+    smooth, ramp = between_voxels(cloud, torch.arange(len(cloud)), material, RESOLUTION)[:, 0], cloud.points[:, 0] * 1.6
     assert smooth.shape == ramp.shape
     assert (smooth - ramp).std() < 0.6 * (material[cloud.voxel, 0] - ramp).std()
     flat = torch.full((len(raw["coords"]), 5), 0.3)
-    assert torch.allclose(between_voxels(cloud, flat, RESOLUTION), torch.tensor(0.3), atol=1e-5)
+    assert torch.allclose(between_voxels(cloud, torch.arange(len(cloud)), flat, RESOLUTION), torch.tensor(0.3), atol=1e-5)

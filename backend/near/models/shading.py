@@ -82,19 +82,14 @@ def lobe_albedo(n_dot_v: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
     return scale, bias
 
 
-def split_sum(n_dot_v: Tensor, roughness: Tensor, f0: Tensor) -> tuple[Tensor, Tensor]:
-    """Directional albedo of GGX with multi-scatter compensation.
-
-    Returns:
-        albedo [M, 3] for ``f0`` [M, 3], and the single-scatter albedo at F0 = 1, [M].
-    """
-    scale, bias = lobe_albedo(n_dot_v, roughness)
-    single = scale + bias
-    return (f0 * scale[:, None] + bias[:, None]) * scattered_again(f0, single), single
+def tinted_albedo(f0: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Directional albedo [M, 3] of GGX for ``f0`` [M, 3], all scatter, from :func:`lobe_albedo`."""
+    return (f0 * scale[:, None] + bias[:, None]) * scattered_again(f0, scale + bias)
 
 
 def scattered_again(f0: Tensor, single: Tensor) -> Tensor:
-    """Factor [M, 3]: energy lost between microfacets comes back tinted by F0 (Turquin's compensation, as Cycles has it)."""
+    """Factor [M, 3]: energy lost between microfacets comes back tinted by F0 (Turquin's compensation, as Cycles has it).
+    ``single`` [M]: single-scatter albedo at F0 = 1."""
     return 1 + f0 * (1 / single.clamp_min(1e-3) - 1)[:, None]
 
 
@@ -109,10 +104,11 @@ def light_surface(surface: Surface, light: PrefilteredLight, env: Environment) -
     return IncidentLight(e, HIDDEN_SHARE * mean)
 
 
-def reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor, light: PrefilteredLight,
-               env: Environment) -> tuple[Tensor, Tensor, Tensor]:
+def reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor, lobe: tuple[Tensor, Tensor],
+               light: PrefilteredLight, env: Environment) -> tuple[Tensor, Tensor, Tensor]:
     """What discs reflect of a light before their colour is known.
 
+    Args: lobe: :func:`lobe_albedo` of the same view and roughness.
     Returns:
         white, grazing [M, 3]: a disc of reflectance F0 shows F0 * white + (1 - F0) * grazing (times :func:`scattered_again`);
         seen [M]: share of its lobe that the object does not hide.
@@ -120,7 +116,7 @@ def reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility
     n_dot_v = (normals * view_dirs).sum(-1)
     mirror = F.normalize(2 * n_dot_v[:, None] * normals - view_dirs, dim=-1)
     seen = evaluate_visibility(visibility, mirror, blur=roughness.clamp_min(0.03) ** 4)
-    scale, bias = lobe_albedo(n_dot_v, roughness)
+    scale, bias = lobe
     smooth = light.specular(mirror, roughness, env) * seen[:, None]
     white, grazing = smooth * (scale + bias)[:, None], smooth * bias[:, None]
     share = ((roughness - MIRROR_UP_TO) / (ROUGH_FROM - MIRROR_UP_TO)).clamp(0, 1)
@@ -139,11 +135,11 @@ def shade_terms(surface: Surface, incident: IncidentLight, light: PrefilteredLig
     """
     metallic, n_dot_v = surface.metallic[:, None], (surface.normals * view_dirs).sum(-1)
     f0 = DIELECTRIC_F0 * (1 - metallic) + surface.base_lin709 * metallic
-    albedo, single = split_sum(n_dot_v, surface.roughness, f0)
-    dielectric, _ = split_sum(n_dot_v, surface.roughness, torch.full_like(f0, DIELECTRIC_F0))
+    lobe = lobe_albedo(n_dot_v, surface.roughness)
+    albedo, dielectric = tinted_albedo(f0, *lobe), tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
     diffuse_albedo = surface.base_lin709 * (1 - metallic) * (1 - dielectric)
-    white, grazing, seen = reflection(surface.normals, view_dirs, surface.roughness, surface.visibility, light, env)
+    white, grazing, seen = reflection(surface.normals, view_dirs, surface.roughness, surface.visibility, lobe, light, env)
     return ShadingTerms(
         diffuse=diffuse_albedo * incident.irradiance / math.pi,
-        specular=(f0 * white + (1 - f0) * grazing) * scattered_again(f0, single),
+        specular=(f0 * white + (1 - f0) * grazing) * scattered_again(f0, sum(lobe)),
         hidden=incident.hidden_lin709 * (diffuse_albedo * (1 - surface.openness[:, None]) + albedo * (1 - seen[:, None])))

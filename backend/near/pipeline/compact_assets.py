@@ -151,19 +151,22 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     paint = paint.clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
     detail = F.pad(encode_colour(painted) - of_discs[:, :3], (0, 2))
-    return torch.where(seen[:, None] > 0, detail, between_voxels(cloud, material, resolution) - of_discs)
+    unseen = torch.nonzero(seen <= 0)[:, 0]
+    detail[unseen] = between_voxels(cloud, unseen, material, resolution) - of_discs[unseen]
+    return detail
 
 
-def between_voxels(cloud: AnchorCloud, material: Tensor, resolution: int) -> Tensor:
-    """Materials [M, 5] of discs, blended from the voxels [L, 5] around each: a voxel's edges are not the paint's. Voxels whose
-    discs face elsewhere have hardly a say."""
+def between_voxels(cloud: AnchorCloud, discs: Tensor, material: Tensor, resolution: int) -> Tensor:
+    """Materials [m, 5] of the discs in rows ``discs`` [m], blended from the voxels [L, 5] around each: a voxel's edges are not the
+    paint's. Voxels whose discs face elsewhere have hardly a say."""
     count = len(material)
     centres = voxel_mean(cloud.points, cloud.voxel, count)
     normals = F.normalize(voxel_mean(cloud.normals, cloud.voxel, count), dim=-1)
-    distance, rows = nearest(cKDTree(centres.numpy()), cloud.points.numpy(), min(BLENDED, count))
-    rows = torch.from_numpy(rows).view(len(cloud), -1)
+    heard = min(BLENDED, count)
+    distance, rows = nearest(cKDTree(centres.numpy()), cloud.points[discs].numpy(), heard)
+    rows = torch.from_numpy(rows).view(-1, heard)
     distance = torch.from_numpy(distance).float().view_as(rows) * (resolution / BLEND_RADIUS)
-    agree = (normals[rows] * cloud.normals[:, None]).sum(-1).clamp_min(0.02) ** 2
+    agree = (normals[rows] * cloud.normals[discs, None]).sum(-1).clamp_min(0.02) ** 2
     weight = torch.exp(-0.5 * distance ** 2) * agree
     return (material[rows] * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
 

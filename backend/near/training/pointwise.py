@@ -20,7 +20,7 @@ from near.errors import NearError
 from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
 from near.models.pointwise import PointwisePrior, seen_otherwise
-from near.models.shading import DIELECTRIC_F0, scattered_again, split_sum
+from near.models.shading import DIELECTRIC_F0, lobe_albedo, scattered_again, tinted_albedo
 from near.training.flows import CHANNEL_WEIGHTS
 from near.training.relit import PERMUTATIONS, ROUGHNESS_KNOTS, hidden_radiance
 
@@ -43,10 +43,10 @@ def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor)
     white, grazing = (torch.lerp(condition[k][rows, at], condition[k][rows, at + 1], blend) for k in ("white", "grazing"))
     seen = torch.lerp(condition["open_to"][rows, at, None], condition["open_to"][rows, at + 1, None], blend)
     f0 = DIELECTRIC_F0 * (1 - metal) + base * metal
-    albedo, single = split_sum(condition["n_dot_v"], rough, f0)
-    dielectric, _ = split_sum(condition["n_dot_v"], rough, torch.full_like(f0, DIELECTRIC_F0))
+    lobe = lobe_albedo(condition["n_dot_v"], rough)
+    albedo, dielectric = tinted_albedo(f0, *lobe), tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
     diffuse = base * (1 - metal) * (1 - dielectric)
-    return (diffuse * condition["irradiance"] / torch.pi + (f0 * white + (1 - f0) * grazing) * scattered_again(f0, single)
+    return (diffuse * condition["irradiance"] / torch.pi + (f0 * white + (1 - f0) * grazing) * scattered_again(f0, sum(lobe))
             + hidden * (diffuse * (1 - condition["openness"][:, None]) + albedo * (1 - seen)))
 
 

@@ -29,7 +29,7 @@ from near.models.evidence import VoxelView, voxel_view
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.models.pointwise import prior_features
-from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, reflection, shade_terms
+from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, lobe_albedo, reflection, shade_terms
 from near.training.cache import LightLibrary
 
 ROUGHNESS_KNOTS = (0.05, 0.2, 0.4, 0.65, 1.0)
@@ -212,7 +212,8 @@ def _conditions(cloud: AnchorCloud, count: int, views: list[dict], lights: Light
         for _ in range(config.conditions):
             env, light = _random_light(lights, generator, config.exposure_stops)
             e = irradiance(normals, visibility, light.directions @ env.env_from_world, light.flux * env.strength)
-            knots = [reflection(normals, eye, torch.full((count,), r), visibility, light, env) for r in ROUGHNESS_KNOTS]
+            knots = [reflection(normals, eye, rough, visibility, lobe_albedo(n_dot_v, rough), light, env)
+                     for rough in (torch.full((count,), r) for r in ROUGHNESS_KNOTS)]
             white, grazing, open_to = (torch.stack(parts, 1).clamp_max(6e4).half() for parts in zip(*knots))
             out.append({"view": v, "irradiance": e.clamp_max(6e4).half(), "n_dot_v": n_dot_v.abs().clamp_min(1e-3).half(), "openness": openness.half(),
                         "white": white, "grazing": grazing, "open_to": open_to, "area": area.half(),
