@@ -57,12 +57,12 @@ def test_it_arrives(told):
 
 
 def test_it_does_not_hold_blender_up(told):
-    """`held`: without what the thread waited for a processor, which other programs may have."""
+    """A guard against code that waits in the main thread. How short the stalls are is for `tools/ui_journey.py` to say, on a quiet
+    machine: here caches, the disc (starting a process waits for it) and processors are shared with whatever else runs.
+
+    `held`: without what the thread waited for a processor."""
     timer = told["stalls"]["timer"]
-    # Caches and the disc (starting a process waits for it) are shared with whatever else the machine does.
-    load, cores = os.getloadavg()[1], os.cpu_count() or 1
-    longest_ms, usual_ms = 50 if load < 2 * cores else 150, 5 if load < cores else 10
-    assert timer["count"] > 300 and timer["held"]["p99_ms"] <= usual_ms and timer["held"]["max_ms"] <= longest_ms, timer
+    assert timer["count"] > 300 and timer["held"]["p50_ms"] <= 5 and timer["held"]["p99_ms"] <= 50 and timer["held"]["max_ms"] <= 250, timer
 
 
 def test_it_leaves_nothing_behind(told):
