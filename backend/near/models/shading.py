@@ -2,14 +2,15 @@
 
 Diffuse light, and what rough surfaces reflect, is summed over the environment's directional samples through each disc's own
 visibility; smooth surfaces reflect by a split-sum look-up in the prefiltered environment; and what a disc cannot see returns
-the object's own mean radiance, so that metals never reflect black (`spec/ANALYTIC.md` sections 2, 3 and 6). Everything is
-linear in the light. Colours are linear Rec.709.
+what the object sends itself (:mod:`near.models.exchange`), or its mean radiance, so that metals never reflect black
+(`spec/ANALYTIC.md` sections 2, 3 and 6). Everything is linear in the light. Colours are linear Rec.709.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,12 @@ from near.lighting import Environment, PrefilteredLight, brdf_table
 from near.models.gather import irradiance, rough_reflection
 from near.models.visibility import evaluate_visibility
 
+if TYPE_CHECKING:  # it builds on the discs, which build on this
+    from near.models.exchange import Exchange
+
 DIELECTRIC_F0 = 0.04
 HIDDEN_SHARE = 0.5  # radiance of a hidden direction, relative to the object's mean (ANALYTIC.md section 2)
+RETURNED_SHARE = 0.7  # of what the object would send itself if nothing stood between its patches; chosen on training objects
 MIRROR_UP_TO, ROUGH_FROM = 0.2, 0.4  # roughness that reflects by the prefiltered map alone, and by directional samples alone
 NUM_CORRECTIONS = 9  # log gains, each RGB: diffuse, specular, hidden light
 
@@ -48,10 +53,13 @@ class Surface:
 @dataclass(frozen=True)
 class IncidentLight:
     """What one light does to one surface, whatever the view: irradiance [M, 3] through the visibility, and
-    hidden_lin709 [3], the radiance that hidden directions return."""
+    hidden_lin709 [M, 3], the radiance that hidden directions return."""
 
     irradiance: Tensor
     hidden_lin709: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "IncidentLight":
+        return IncidentLight(self.irradiance[rows], self.hidden_lin709[rows])
 
 
 @dataclass(frozen=True)
@@ -93,15 +101,18 @@ def scattered_again(f0: Tensor, single: Tensor) -> Tensor:
     return 1 + f0 * (1 / single.clamp_min(1e-3) - 1)[:, None]
 
 
-def light_surface(surface: Surface, light: PrefilteredLight, env: Environment) -> IncidentLight:
-    """Everything about a light that does not depend on the view."""
+def light_surface(surface: Surface, light: PrefilteredLight, env: Environment, exchange: Exchange | None = None) -> IncidentLight:
+    """Everything about a light that does not depend on the view. Without ``exchange`` every hidden direction returns a share of the
+    object's mean radiance."""
     directions = light.directions @ env.env_from_world  # rows: world = env_from_world^T @ d
     e = irradiance(surface.normals, surface.visibility, directions, light.flux * env.strength)
     f0 = DIELECTRIC_F0 * (1 - surface.metallic[:, None]) + surface.base_lin709 * surface.metallic[:, None]
     albedo = surface.base_lin709 * (1 - surface.metallic[:, None]) + f0
     weight = surface.weight / surface.weight.sum().clamp_min(1e-12)
-    mean = (albedo * e / math.pi * weight[:, None]).sum(0)
-    return IncidentLight(e, HIDDEN_SHARE * mean)
+    elsewhere = HIDDEN_SHARE * (albedo * e / math.pi * weight[:, None]).sum(0)
+    if exchange is None:
+        return IncidentLight(e, elsewhere.expand_as(e))
+    return IncidentLight(e, RETURNED_SHARE * exchange.received(albedo * e / math.pi, albedo, elsewhere))
 
 
 def reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor, lobe: tuple[Tensor, Tensor],

@@ -1,8 +1,8 @@
 """Compact assets + light + camera -> frame, with the caches of DESIGN section 5.
 
   light changed   -> prefilter, light tokens, per-block keys and values
-  asset changed   -> anchors, intrinsic features, materials
-  asset x light   -> irradiance through the visibility
+  asset changed   -> anchors, intrinsic features, materials, exchange
+  asset x light   -> irradiance through the visibility, what the asset sends itself
   camera changed  -> visible discs -> decoder corrections -> shade -> splat at twice the size -> filter down
 """
 
@@ -20,6 +20,7 @@ from near.geometry.cameras import Camera
 from near.lighting import Environment
 from near.models.anchors import AnchorCloud, decode_anchors, front_facing, view_directions
 from near.models.compact import CompactModels, IntrinsicFeatures, PreparedLight
+from near.models.exchange import Exchange, build_exchange
 from near.models.shading import IncidentLight, Surface, irradiance, light_surface, shade_terms
 from near.pipeline.types import CancelCheck, Frame, PlacedAsset, check
 from near.splatting import SURFACE, downsample2, splat, visible
@@ -35,6 +36,7 @@ class _AssetState:
     material: Tensor
     intrinsic: IntrinsicFeatures
     gaussians: object
+    exchange: Exchange
 
 
 class _Cache(OrderedDict):
@@ -105,7 +107,7 @@ class CompactRenderer:
         if "color" in wanted or "shadow" in wanted:
             lit = self._light(light)
             incident = self._incident_light(item.asset, state, lit, env)
-            incident = IncidentLight(incident.irradiance[rows], incident.hidden_lin709)
+            incident = incident[rows]
         for name in wanted:
             if name == "color":
                 terms = shade_terms(surface, incident, lit.prefiltered, env, view)
@@ -145,13 +147,13 @@ class CompactRenderer:
     def _incident_light(self, asset, state: _AssetState, lit: PreparedLight, env: Environment) -> IncidentLight:
         """What a light, turned into the asset's space, does to all its discs; the cache keeps the asset alive that its key names."""
         key = (id(asset), lit.environment.digest(), tuple(env.env_from_world.flatten().tolist()), env.strength)
-        return self._incident.fetch(key, lambda: (asset, light_surface(state.surface, lit.prefiltered, env)))[1]
+        return self._incident.fetch(key, lambda: (asset, light_surface(state.surface, lit.prefiltered, env, state.exchange)))[1]
 
     def _prepare(self, asset) -> _AssetState:
         cloud = decode_anchors(asset.coords, asset.anchors, asset.resolution)
         intrinsic = self.models.intrinsic(asset.coords, asset.feats.float(), cloud)
         material = self.models.anchor_material(intrinsic, cloud)
-        return _AssetState(asset, cloud, cloud.surface(material), material, intrinsic, cloud.gaussians())
+        return _AssetState(asset, cloud, cloud.surface(material), material, intrinsic, cloud.gaussians(), build_exchange(cloud, asset.resolution))
 
     def _light(self, light: Environment) -> PreparedLight:
         return self._lights.fetch(light.digest(), lambda: self.models.prepare_light(light))

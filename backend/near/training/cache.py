@@ -18,6 +18,7 @@ from near.colour import agx_srgb
 from near.geometry.cameras import Camera
 from near.lighting import Environment, PrefilteredLight, load_environment, prefilter, rotation_z
 from near.models.anchors import AnchorCloud, build_anchors, decode_anchors, front_facing
+from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import encode_colour, encode_material, shaded_slat, voxel_mean
 from near.models.shading import light_surface, shade_terms
@@ -86,7 +87,7 @@ def build_cache(source: StarterObject, lights: LightLibrary, config: CacheConfig
     mean = voxel_mean(encoded, cloud.voxel, count)
     variance = (voxel_mean(encoded ** 2, cloud.voxel, count) - mean ** 2).clamp_min(0).sqrt()
     linear = torch.cat([source.point_base_lin709[rows], source.point_roughness[rows, None], source.point_metallic[rows, None]], -1)
-    surface = cloud.surface(linear)
+    surface, exchange = cloud.surface(linear), build_exchange(cloud, config.resolution)
 
     ambient_sum, ambient_weight = torch.zeros(count, 3), torch.zeros(count, 1)
     matrices, photos = [], []
@@ -100,7 +101,7 @@ def build_cache(source: StarterObject, lights: LightLibrary, config: CacheConfig
         ambient_weight += seen
         for i, spec in enumerate(source.lights[c]):
             env, light = lights.get(spec.hdri, spec.rotation_z_rad, spec.strength)
-            photos.append(_photo(source, cloud, coords, surface, c, i, env, light, config))
+            photos.append(_photo(source, cloud, coords, surface, exchange, c, i, env, light, config))
     white = surface.base_lin709 * (1 - surface.metallic[:, None]) + surface.base_lin709 * surface.metallic[:, None]
     analytic = voxel_mean(white * (0.5 + 0.5 * cloud.openness[:, None]), cloud.voxel, count)
     known = ambient_weight > 0.02
@@ -117,14 +118,14 @@ def build_cache(source: StarterObject, lights: LightLibrary, config: CacheConfig
     }
 
 
-def _photo(source, cloud, coords, surface, view, index, env, light, config) -> dict:
+def _photo(source, cloud, coords, surface, exchange, view, index, env, light, config) -> dict:
     """One lit image as a photo: display colours, lifted features and the shaded SLAT it should lead to."""
     camera, alpha = source.cameras[view], source.alpha[view]
     display = agx_srgb(source.light[view, index] / alpha.clamp_min(1e-3)[..., None])
     display = (display * 255).round() / 255
     lifted = lift_photo(cloud, coords, config.resolution, display, alpha, camera)
     # Unseen voxels: what the analytic renderer says a viewer straight above the surface would see.
-    incident = light_surface(surface, light, env)
+    incident = light_surface(surface, light, env, exchange)
     shade = shade_terms(surface, incident, light, env, surface.normals).combine()
     painted = voxel_mean(agx_srgb(shade), cloud.voxel, len(coords))
     seen = voxel_mean(lifted.seen[:, None], cloud.voxel, len(coords)) > 0.02

@@ -26,6 +26,7 @@ from near.geometry.cameras import Camera
 from near.lighting import Environment, PrefilteredLight
 from near.models.anchors import AnchorCloud, decode_anchors
 from near.models.evidence import VoxelView, voxel_view
+from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.models.pointwise import prior_features
@@ -119,13 +120,14 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
         dressings.append(change(own, decode_material(other["material"].float()), order, generator))
     views = [_view(raw, cloud, coords, v, config.resolution) for v in range(len(raw["cam_from_world"]))]
     photos = []
+    exchange = build_exchange(cloud, config.resolution)
     for d, material in enumerate(dressings):
         surface = cloud.surface(material)
         for v, view in enumerate(views):
             shades = []
             for _ in range(config.lights):
                 env, light = _random_light(lights, generator, config.exposure_stops)
-                shades.append(shade_terms(surface, light_surface(surface, light, env), light, env, view["eye"]).combine())
+                shades.append(shade_terms(surface, light_surface(surface, light, env, exchange), light, env, view["eye"]).combine())
             for k in range(config.lights):
                 shade = shades[k]
                 if _uniform(generator) < config.mixed:
@@ -222,7 +224,8 @@ def _conditions(cloud: AnchorCloud, count: int, views: list[dict], lights: Light
 
 
 def hidden_radiance(condition: dict[str, Tensor], material: Tensor) -> Tensor:
-    """[3] what hidden directions return (:func:`near.models.shading.light_surface`), from voxels' linear material [L, 5]."""
+    """[3] what hidden directions return by the object's mean (:func:`near.models.shading.light_surface` without an exchange), from
+    voxels' linear material [L, 5]."""
     base, metal = material[:, :3], material[:, 4:5]
     f0 = 0.04 * (1 - metal) + base * metal
     weight = condition["area"].float()

@@ -17,6 +17,7 @@ from near.colour import agx_srgb
 from near.lighting import Environment, PrefilteredLight
 from near.models.anchors import decode_anchors
 from near.models.compact_renderer import CompactRendererModel, encoder_inputs, geometry_features
+from near.models.exchange import build_exchange
 from near.models.material import HOMOGENEOUS, MATERIAL, decode_material
 from near.models.shading import light_surface, shade_terms
 from near.training.cache import LightLibrary, unpack_matrix
@@ -29,6 +30,7 @@ from near.training.rasterised import rasterised, rasteriser
 
 SLAT_NOISE = 0.12  # SLATs that the flows make are imperfect; the pbr head learns to repair them
 GAIN_DECAY = 0.02  # pull of the log gains towards none
+SENDERS = 256      # of an object's exchange: hundreds of objects are kept
 
 
 class SparseSplat(torch.autograd.Function):
@@ -79,6 +81,7 @@ class RendererData:
         encoded = raw["material"].float()
         item = {
             "name": raw["name"], "coords": raw["coords"].int(), "cloud": cloud, "surface": cloud.surface(decode_material(encoded)),
+            "exchange": build_exchange(cloud, self.resolution, SENDERS),
             "inputs": encoder_inputs(cloud, encoded, raw["coords"]), "geometry": geometry_features(cloud, len(raw["coords"])),
             "slat": raw["slat"].float(), "known": raw["slat_known"].float(), "lit": raw["lit"], "alpha": raw["alpha"],
             "cam_from_world": raw["cam_from_world"], "K": raw["K"]}
@@ -112,7 +115,7 @@ def render_view(model: CompactRendererModel, data: RendererData, item: dict, h, 
     cam = item["cam_from_world"][view]
     position = -cam[:3, :3].T @ cam[:3, 3]
     with torch.no_grad():
-        incident = light_surface(surface, light, env)
+        incident = light_surface(surface, light, env, item["exchange"])
         terms = shade_terms(surface, incident, light, env, F.normalize(position - cloud.points, dim=-1))
     gains = None
     if corrected:
