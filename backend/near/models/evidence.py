@@ -16,9 +16,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from near.models.anchors import AnchorCloud
+from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
 from near.models.material import voxel_mean
-from near.models.shading import DIELECTRIC_F0
+from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE
 from near.models.visibility import evaluate_visibility
 
 LIGHT_ORDER = 3
@@ -75,12 +76,22 @@ def shown_by(design: Tensor, light: Tensor) -> Tensor:
 
 
 def painted(material: Tensor, diffuse: Tensor, mirror: Tensor) -> Tensor:
-    """Response [3, M, K] of a linear material [M, 5] from :func:`light_response`'s two sides."""
+    """Response [3, M, K] of a linear material [M, 5] from :func:`light_response`'s two sides (diffuse [M, K], or [3, M, K])."""
     base, metal = material[:, :3].T[..., None], material[:, 4, None]
     return base * (1 - metal) * diffuse + (DIELECTRIC_F0 * (1 - metal) + base * metal) * mirror
 
 
-def unexplained(cloud: AnchorCloud, material: Tensor, radiance_lin709: Tensor, seen: Tensor, view_dirs: Tensor) -> Tensor:
+def sent_to_itself(exchange: Exchange, openness: Tensor, material: Tensor, diffuse: Tensor) -> Tensor:
+    """What each harmonic of a light adds to discs by way of the object's other discs, [3, M, K] of base colour 1; ``diffuse`` [M, K]
+    their white diffuse response, material [M, 5] linear."""
+    base, metal = material[:, :3], material[:, 4:5]
+    albedo = base * (1 - metal) + DIELECTRIC_F0 * (1 - metal) + base * metal
+    nothing = torch.zeros(diffuse.shape[1])
+    got = [exchange.received(a[:, None] * diffuse, a[:, None], nothing) for a in albedo.T]
+    return torch.stack(got) * RETURNED_SHARE * (1 - openness)[:, None]
+
+
+def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radiance_lin709: Tensor, seen: Tensor, view_dirs: Tensor) -> Tensor:
     """Log ratio [M, 3] of the photo to what the materials show under the best smooth light; zero where nothing is seen.
 
     The homogeniser answers for voxels, and being unsure it answers with averages: a white sole beside a dark upper comes out
@@ -92,8 +103,10 @@ def unexplained(cloud: AnchorCloud, material: Tensor, radiance_lin709: Tensor, s
     out = torch.zeros_like(radiance_lin709)
     if len(rows) < 4 * (LIGHT_ORDER + 1) ** 2:
         return out
-    diffuse, mirror = light_response(cloud.normals[rows], cloud.visibility[rows], view_dirs[rows], material[rows, 3])
-    design, radiance = painted(material[rows], diffuse, mirror), radiance_lin709[rows]
+    # Discs that the photo does not see light those that it does.
+    diffuse, mirror = light_response(cloud.normals, cloud.visibility, view_dirs, material[:, 3])
+    diffuse = (diffuse + sent_to_itself(exchange, cloud.openness, material, diffuse))[:, rows]
+    design, radiance = painted(material[rows], diffuse, mirror[rows]), radiance_lin709[rows]
     shown = shown_by(design, fit_light(design, radiance, seen[rows].sqrt()))
     out[rows] = ((radiance + BLACK) / (shown + BLACK)).log()
     return out

@@ -47,10 +47,10 @@ class Exchange:
         return values.new_zeros(count, values.shape[1]).index_add_(0, self.sender, values * self.area[:, None]) / area.clamp_min(EMPTY)[:, None]
 
     def received(self, direct_lin709: Tensor, albedo: Tensor, elsewhere_lin709: Tensor) -> Tensor:
-        """Mean radiance [M, 3] that hidden directions return to every disc.
+        """Mean radiance [M, C] that hidden directions return to every disc.
 
-        Args: direct_lin709 [M, 3] radiance that the discs send on of the light alone; albedo [M, 3]; elsewhere_lin709 [3] assumed of
-            hidden directions in which no patch faces the disc.
+        Args: direct_lin709 [M, C] radiance that the discs send on of the light alone; albedo [M, C] or [M, 1]; elsewhere_lin709 [C]
+            assumed of hidden directions in which no patch faces the disc.
         """
         direct, albedo, reached = self.of_patches(direct_lin709), self.of_patches(albedo), self.kernel.sum(1, keepdim=True)
         missing = (self.hidden[:, None] - reached).clamp_min(0)

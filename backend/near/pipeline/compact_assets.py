@@ -23,6 +23,7 @@ from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_
 from near.models.compact import CompactModels
 from near.models.compact_renderer import encoder_inputs
 from near.models.evidence import unexplained, voxel_view
+from near.models.exchange import build_exchange
 from near.models.lifting import LiftedPhoto, lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.pipeline.proxy import proxy_mesh
@@ -142,7 +143,7 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     linear = decode_material(of_discs)
     radiance = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(2e-3)
     seen = lifted.seen.clamp(0, 1)
-    rest = unexplained(cloud, linear, radiance, seen, view_directions(cloud.points, camera))
+    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance, seen, view_directions(cloud.points, camera))
     broad = voxel_mean(rest, cloud.voxel, len(material), seen)[cloud.voxel]
     fine = rest - broad
     paint = torch.zeros_like(rest)
