@@ -1,17 +1,20 @@
 """Light between the parts of one object: form factors, colour that bleeds, linearity, bounds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from near.lighting import prefilter
+from near.lighting import Environment, prefilter
 from near.lighting.samples import sample_environment
 from near.models.anchors import build_anchors, decode_anchors
+from near.models.evidence import unexplained
 from near.models.exchange import PATCHES, SENDERS, build_exchange, form_factors
 from near.models.harmonics import fibonacci_sphere
-from near.models.shading import light_surface
+from near.models.shading import light_surface, shade_terms
 
 RESOLUTION = 16
 
@@ -95,3 +98,18 @@ def test_a_convex_object_hides_nothing_from_itself():
     lit, plain = (light_surface(surface, prefilter(env), env, e) for e in (exchange, None))
     torch.testing.assert_close(lit.irradiance, plain.irradiance)
     assert lit.hidden_lin709.shape == plain.hidden_lin709.shape == (len(cloud), 3) and math.isfinite(float(lit.hidden_lin709.sum()))
+
+
+def test_bleeding_colour_is_not_taken_for_paint(corner):
+    """A white floor beside a red wall shows some red near it; told of the exchange, the fitted light explains it."""
+    cloud, exchange, floor, wall = corner
+    env = Environment(torch.ones(16, 32, 3))
+    material = torch.tensor([0.85, 0.85, 0.85, 1.0, 0.0]).repeat(len(cloud), 1)
+    material[wall, 1:3] = 0.05
+    surface, light = cloud.surface(material), prefilter(env)
+    view = F.normalize(torch.tensor([2.0, 0.3, 1.5]) - cloud.points, dim=-1)
+    radiance = shade_terms(surface, light_surface(surface, light, env, exchange), light, env, view).combine()
+    seen = (floor | wall).float()
+    told, untold = (unexplained(cloud, e, material, radiance, seen, view)[floor] @ torch.tensor([1.0, -0.5, -0.5])
+                    for e in (exchange, replace(exchange, kernel=torch.zeros_like(exchange.kernel))))
+    assert told.std() < 0.7 * untold.std(), (told.std(), untold.std())

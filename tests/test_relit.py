@@ -17,6 +17,7 @@ from near.lighting.samples import sample_environment
 from near.models.anchors import build_anchors, decode_anchors
 from near.models.compact_flows import CompactFlow, CompactFlowConfig
 from near.models.evidence import GREY, explain, shown_by, voxel_view
+from near.models.exchange import build_exchange
 from near.models.harmonics import fibonacci_sphere
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_material, voxel_mean
@@ -233,7 +234,7 @@ def test_paint_is_told_from_light(ball):
     truth = cloud.surface(material(stripes))
     radiance = shade_terms(truth, light_surface(truth, light, env), light, env, view).combine()
     seen = ((cloud.disc_normals * view).sum(-1) > 0.1).float()
-    rest = unexplained(cloud, material(torch.full((len(cloud),), 0.4)), radiance, seen, view)
+    rest = unexplained(cloud, build_exchange(cloud, RESOLUTION), material(torch.full((len(cloud),), 0.4)), radiance, seen, view)
     assert (rest[seen == 0] == 0).all()
     steep = (rest[(seen > 0) & (stripes > 0.5)].median(0).values - rest[(seen > 0) & (stripes < 0.5)].median(0).values)
     assert (steep - math.log(2)).abs().max() < 0.2
