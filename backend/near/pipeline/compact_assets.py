@@ -36,7 +36,7 @@ TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
 DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
 # Of what light does not explain and is brighter, paint: of a voxel's mean, and of what differs inside it; for a mirror, and what a
 # matt surface adds, which has no small highlights. All that is darker is paint. Chosen on training objects.
-BRIGHTER, BRIGHTER_MATT = (0.65, 0.85), (0.4, 0.25)
+BRIGHTER, BRIGHTER_MATT = (0.75, 0.9), (0.35, 0.2)
 BLENDED, BLEND_RADIUS = 8, 0.7  # voxels a disc hears, and the deviation of their weights in voxels
 
 
