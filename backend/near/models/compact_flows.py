@@ -12,7 +12,7 @@ from near.models.conditioning import PatchConditioner
 from near.models.flow import SLatFlowConfig, SLatFlowModel
 from near.models.homogenizer import LoraSettings, attach_lora, expand_input, merge_lora
 from near.models.lifting import LIFT_CHANNELS
-from near.models.material import SLAT_CHANNELS, decode_colour, encode_colour
+from near.models.material import SLAT_CHANNELS, decode_colour, encode_colour, within_white
 from near.models.pointwise import PointwiseEnsemble
 from near.nn import SparseTensor
 
@@ -71,8 +71,9 @@ class CompactFlow(nn.Module):
         if not self.config.with_shaded:
             return prior + residual
         radiance = agx_inverse(prior[:, :3].clamp(-1, 1) * 0.5 + 0.5) + LOG_FLOOR
-        colour = [encode_colour((radiance * residual[:, c].clamp(-5, 5).exp() - LOG_FLOOR).clamp_min(5e-4)) for c in (slice(0, 3), slice(5, 8))]
-        return torch.cat([colour[0], residual[:, 3:5], colour[1]], -1)
+        base, look = (encode_colour(within_white((radiance * residual[:, c].clamp(-5, 5).exp() - LOG_FLOOR).clamp_min(5e-4)))
+                      for c in (slice(0, 3), slice(5, 8)))
+        return torch.cat([base, residual[:, 3:5], look], -1)
 
     def normalise(self, residual: Tensor) -> Tensor:
         return (residual - self.residual_mean) / self.residual_std

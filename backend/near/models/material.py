@@ -28,6 +28,12 @@ def decode_colour(encoded: Tensor) -> Tensor:
     return (encoded.clamp(-1, 1) * 0.5 + 0.5) ** GAMMA
 
 
+def within_white(rgb_lin709: Tensor) -> Tensor:
+    """Colours [.., 3] none of whose channels exceeds 1: what is brighter is dimmed as a whole. Cut off channel by channel, a red guessed
+    too bright would turn yellow."""
+    return rgb_lin709 / rgb_lin709.amax(-1, keepdim=True).clamp_min(1)
+
+
 def encode_material(base_lin709: Tensor, roughness: Tensor, metallic: Tensor) -> Tensor:
     """[N, 3], [N], [N] -> [N, 5]."""
     return torch.cat([encode_colour(base_lin709), torch.stack([roughness, metallic], -1).clamp(0, 1) * 2 - 1], -1)

@@ -25,7 +25,7 @@ from near.models.compact_renderer import encoder_inputs
 from near.models.evidence import unexplained, voxel_view
 from near.models.exchange import build_exchange
 from near.models.lifting import LiftedPhoto, lift_photo
-from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
+from near.models.material import decode_material, encode_colour, encode_material, voxel_mean, within_white
 from near.pipeline.proxy import proxy_mesh
 from near.pipeline.types import CancelCheck, Progress, check
 
@@ -151,7 +151,7 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
         paint = paint + torch.where(part > 0, part * (mirror + matt * linear[:, 3:4]), part)
     paint = paint.clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
-    detail = F.pad(encode_colour(painted) - of_discs[:, :3], (0, 2))
+    detail = F.pad(encode_colour(within_white(painted)) - of_discs[:, :3], (0, 2))
     unseen = torch.nonzero(seen <= 0)[:, 0]
     detail[unseen] = between_voxels(cloud, unseen, material, resolution) - of_discs[unseen]
     return detail
