@@ -20,7 +20,7 @@ from near.lighting.samples import sample_environment
 from near.models.anchors import build_anchors, decode_anchors, front_facing, quaternion_from_z
 from near.models.harmonics import fibonacci_sphere, sh_basis
 from near.models.lifting import LIFT_CHANNELS, lift_photo
-from near.models.material import decode_material, encode_material, voxel_mean
+from near.models.material import decode_material, encode_material, voxel_mean, within_white
 from near.models.shading import Surface, light_surface, shade_terms
 from near.models.visibility import bake_visibility, evaluate_visibility
 from near.pipeline.engine import Engine
@@ -95,6 +95,15 @@ def test_quaternion_takes_z_to_the_normal(values):
 def test_material_codes_round_trip(seed):
     m = torch.rand(20, 5, generator=torch.Generator().manual_seed(seed))
     assert torch.allclose(decode_material(encode_material(m[:, :3], m[:, 3], m[:, 4])), m, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 8), min_size=3, max_size=3))
+def test_what_is_brighter_than_white_keeps_its_hue(rgb):
+    colour = torch.tensor([rgb])
+    limited = within_white(colour)
+    assert float(limited.max()) <= 1 + 1e-6
+    torch.testing.assert_close(limited * colour.max().clamp_min(1), colour)
 
 
 def test_anchors_keep_positions_and_normals():
