@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from near.models.anchors import AnchorCloud
+from near.models.material import voxel_mean
 
 PATCHES, SENDERS = 6144, 1024
 BOUNCES = 3
@@ -37,14 +38,11 @@ class Exchange:
 
     def of_patches(self, values: Tensor) -> Tensor:
         """Means [P, C] of discs' values [M, C] by area."""
-        total = values.new_zeros(len(self.area), values.shape[1]).index_add_(0, self.patch, values * self.weight[:, None])
-        return total / self.area.clamp_min(EMPTY)[:, None]
+        return voxel_mean(values, self.patch, len(self.area), self.weight)
 
     def of_senders(self, values: Tensor) -> Tensor:
         """Means [S, C] of patches' values [P, C] by area."""
-        count = int(self.sender[-1]) + 1
-        area = values.new_zeros(count).index_add_(0, self.sender, self.area)
-        return values.new_zeros(count, values.shape[1]).index_add_(0, self.sender, values * self.area[:, None]) / area.clamp_min(EMPTY)[:, None]
+        return voxel_mean(values, self.sender, int(self.sender[-1]) + 1, self.area)
 
     def received(self, direct_lin709: Tensor, albedo: Tensor, elsewhere_lin709: Tensor) -> Tensor:
         """Mean radiance [M, C] that hidden directions return to every disc.
