@@ -24,13 +24,14 @@ from near.models.material import decode_material, encode_material, voxel_mean
 from near.models.pointwise import CHANNELS, GLOBAL_CHANNELS, LOCAL_CHANNELS, prior_features, seen_otherwise
 from near.models.shading import Surface, light_surface, shade_terms
 from near.splatting import splat
+from near.training.cache import LightLibrary
 from near.training.pointwise import RelitData, head_loss, judge, shade_voxels
 from near.training.relit import ROUGHNESS_KNOTS, RelitConfig, build_relit, hidden_radiance, redress, repaint
 
 RESOLUTION = 16
 
 
-class OneLight:
+class OneLight(LightLibrary):
     """A light library of a sample environment."""
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ def test_light_on_voxels_agrees_with_the_renderers(ball, metallic):
     from near.training.relit import _conditions, _view
 
     views = [_view(raw, cloud, raw["coords"], 0, RESOLUTION)]
-    condition = _conditions(cloud, count, views, lights, generator, RelitConfig(conditions=1, exposure_stops=0.0))[0]
+    condition = _conditions(cloud, count, views, lights, generator, RelitConfig(conditions=1, light_stops=0.0))[0]
     env, light = lights.get("studio", 0.0, 1.0)
     eye = F.normalize(mean(views[0]["eye"]), dim=-1)
     expected = shade_terms(surface, light_surface(surface, light, env), light, env, eye).combine()

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from safetensors.torch import load_file
 
 from near.cli import main
 from near.errors import NearError
+from near.lighting import Environment
 from near.lighting.samples import sample_environment
 from near.output import write_environment
 from near.training import losses as losses_module
+from near.training.cache import LightLibrary
 from near.training.flow_data import held_out_rows
 from near.training.journal import Journal, Sheet
 from near.training.loop import LoopConfig, Sampler, run
@@ -133,6 +136,37 @@ def test_both_flows_go_on_exactly_after_a_kill(data, tmp_path):
     assert (tmp_path / "a" / "flow.safetensors").is_file()
     homogeniser = [*base, "--homogenizer", str(tmp_path / "a"), "--pointwise-minutes", "0", "--rank", "4"]
     killed_and_resumed(homogeniser, tmp_path / "c", tmp_path / "d")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_head_goes_on_exactly_after_a_kill(data, tmp_path):
+    """The homogeniser's per-voxel head is a stage of its own before the flow's, in run folders of its own."""
+    assert main(["train", "relit", str(data / "cache"), "--hdris", str(data / "hdris"), "-o", str(tmp_path / "relit")]) == 0
+    options = ["--steps", "1", "--save-every", str(SAVE), "--sheet-every", "4", "--seed", "3", "--threads", "1", "--batch", "1"]
+    assert main(["train", "flow", str(data / "cache"), "-o", str(tmp_path / "base"), *options]) == 0
+    command = ["train", "flow", str(data / "cache"), *options, "--homogenizer", str(tmp_path / "base"), "--relit", str(tmp_path / "relit"), "--rank", "4",
+               "--pointwise-minutes", "600", "--pointwise-steps", str(STEPS)]
+    assert main([*command, "-o", str(tmp_path / "a")]) == 0
+    child = subprocess.run([sys.executable, "-c", KILLED.format(step=DEATH), *command, "-o", str(tmp_path / "b")], capture_output=True, text=True)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert max(losses(tmp_path / "b" / "head_0")) == DEATH
+    assert main([*command, "-o", str(tmp_path / "b")]) == 0
+    for member in ("head_0", "head_1"):
+        expected, found = losses(tmp_path / "a" / member), losses(tmp_path / "b" / member)
+        assert list(expected) == list(found) == list(range(1, STEPS + 1)) and max(abs(found[k] - expected[k]) for k in expected) < 1e-6
+    first, second = (load_file(tmp_path / name / "flow.safetensors") for name in "ab")
+    heads = [k for k in first if k.startswith("pointwise.")]
+    assert heads and all(torch.equal(first[k], second[k]) for k in heads)
+
+
+def test_photos_are_not_taken_in_the_dark(tmp_path):
+    for name, strength in (("day", 1.0), ("night", 0.01)):
+        write_environment(tmp_path / f"{name}.exr", Environment(torch.full((16, 32, 3), strength)))
+    lights = LightLibrary(tmp_path)
+    assert lights.brighter_than(0.3) == ["day"] and lights.brighter_than(0.001) == ["day", "night"]
+    with pytest.raises(NearError, match="bright enough"):
+        lights.brighter_than(2.0)
 
 
 def test_the_perceptual_loss_is_lpips_where_it_is_installed(tmp_path, monkeypatch):

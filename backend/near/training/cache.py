@@ -6,6 +6,7 @@ renderer trains through the splatter at the price of a sparse product.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor
 
 from near.colour import agx_srgb
+from near.errors import NearError
 from near.geometry.cameras import Camera
 from near.lighting import Environment, PrefilteredLight, load_environment, prefilter, rotation_z
 from near.models.anchors import AnchorCloud, build_anchors, decode_anchors, front_facing
+from near.models.evidence import LUMINANCE
 from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import encode_colour, encode_material, shaded_slat, voxel_mean
@@ -49,6 +52,18 @@ class LightLibrary:
             self._loaded[name] = (env, prefilter(env))
         env, light = self._loaded[name]
         return Environment(env.rgb_lin709, rotation_z(rotation_z_rad), strength), light
+
+    def brighter_than(self, mean_radiance: float) -> list[str]:
+        """Names of the environments of at least this mean luminance over the sphere, sorted.
+
+        Raises:
+            NearError: ``training-lights-dim`` when there is none.
+        """
+        names = sorted(n for n in self.paths if float(self.get(n, 0.0, 1.0)[1].flux.sum(0) @ LUMINANCE) >= 4 * math.pi * mean_radiance)
+        if not names:
+            raise NearError("training-lights-dim", f"None of the {len(self.paths)} lights is bright enough for a photo: a mean radiance of "
+                            f"{mean_radiance:g} is needed.", "Add environment maps of daylight or of a lit room.")
+        return names
 
 
 def splat_matrix(cloud: AnchorCloud, camera: Camera) -> scipy.sparse.csr_matrix:

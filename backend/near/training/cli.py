@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -48,6 +49,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
             stage.add_argument("--homogenizer", type=Path, metavar="BASE_RUN", help="run folder of the trained base flow")
             stage.add_argument("--relit", type=Path, help="folder made by relit: what the homogeniser's per-voxel head learns from first")
             stage.add_argument("--pointwise-minutes", type=float, default=25.0, help="first fit of the homogeniser's per-voxel head (0: leave it as it is)")
+            stage.add_argument("--pointwise-steps", type=int, default=100_000, help="or so many steps of each of its members, if that comes first")
             stage.add_argument("--rank", type=int, default=64, help="rank of the homogeniser's adapters")
         stage.set_defaults(run=_renderer if name == "renderer" else _flow)
 
@@ -143,8 +145,7 @@ def _flow(args: argparse.Namespace) -> int:
 
     from near.training.flow_data import FlowData
     from near.training.flows import residual_statistics, train_flow
-    from near.training.loop import processes
-    from near.training.pointwise import RelitData, train_pointwise
+    from near.training.pointwise import HEAD_LOOP, RelitData, train_pointwise
     from near.training.starts import base_flow_from, homogenizer_from
 
     config = _loop(args)
@@ -160,9 +161,10 @@ def _flow(args: argparse.Namespace) -> int:
             mean, std = residual_statistics(flow, data)
             flow.residual_mean.copy_(mean)
             flow.residual_std.copy_(std)
-        if args.homogenizer and args.pointwise_minutes > 0 and processes().is_main_process:
-            photos = RelitData(_relit_files(args.relit))
-            train_pointwise(flow, photos, args.out, minutes=args.pointwise_minutes, seed=config.seed)
+        if args.homogenizer and args.pointwise_minutes > 0:
+            train_pointwise(flow, RelitData(_relit_files(args.relit)), args.out,
+                            replace(HEAD_LOOP, steps=args.pointwise_steps, minutes=args.pointwise_minutes, seed=config.seed,
+                                    save_every=config.save_every, sheet_every=config.sheet_every))
     if args.homogenizer:  # its head is done
         flow.pointwise.requires_grad_(False)
     trained = train_flow(flow, data, args.out, config, batch=args.batch)

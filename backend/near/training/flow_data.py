@@ -15,7 +15,7 @@ from near.models.anchors import decode_anchors
 from near.models.conditioning import photo_square
 from near.models.evidence import voxel_view
 from near.models.material import HOMOGENEOUS, shaded_slat
-from near.models.pointwise import PointwiseEnsemble
+from near.models.pointwise import PointwiseEnsemble, prior_features
 from near.training.cache import unpack_matrix
 from near.training.pictures import splatted
 
@@ -91,7 +91,8 @@ class FlowData:
         cloud = decode_anchors(data["coords"], Anchors(**data["anchors"]), self.head.resolution)
         cam = data["cam_from_world"][shot["view"]]
         eye = F.normalize(-cam[:3, :3].T @ cam[:3, 3] - cloud.points, dim=-1)
-        return self.head(lift, voxel_view(cloud, lift, eye))
+        features = prior_features(lift, voxel_view(cloud, lift, eye), self.head.resolution)
+        return self.head.from_features(features.to(self.head.members[0].mean.device), [len(lift)]).cpu()
 
     def picture(self, obj: int, photo: int, colour: Tensor) -> Tensor:
         """Colours per voxel [L, 3] in -1..1 as the photo's camera sees them: [S, S, 3] in 0..1."""

@@ -7,11 +7,12 @@ distance keeps what no light shows from drifting.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
@@ -21,7 +22,10 @@ from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
 from near.models.pointwise import PointwisePrior, seen_otherwise
 from near.models.shading import DIELECTRIC_F0, lobe_albedo, scattered_again, tinted_albedo
+from near.training.flow_data import held_out_rows
 from near.training.flows import CHANNEL_WEIGHTS
+from near.training.journal import Sheet
+from near.training.loop import LoopConfig, Sampler, processes, run
 from near.training.relit import PERMUTATIONS, ROUGHNESS_KNOTS, hidden_radiance
 
 OBJECTS = 16               # of a step
@@ -29,17 +33,18 @@ RENDERED_SHARE = 0.4       # of the photos are path-traced, the others shaded an
 RELIT_WEIGHT = 0.15        # of the log error
 ERROR_FLOOR = 3e-4         # 35 dB: better than that need not be
 SAME_VIEW_SHARE = 0.5
+HEAD_LOOP = LoopConfig(steps=100_000, minutes=25.0, learning_rate=1e-3, weight_decay=5e-2, warmup=200, ema=0.998, sheet_every=500, bf16=False)
 
 
 def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor) -> Tensor:
     """Radiance [n, 3] of voxels with linear material [n, 5] under a prepared light; the twin of
     :func:`near.models.shading.shade_terms` with the light's part computed beforehand. Differentiable."""
     base, rough, metal = material[:, :3], material[:, 3], material[:, 4:5]
-    knots = torch.tensor(ROUGHNESS_KNOTS)
+    knots = torch.tensor(ROUGHNESS_KNOTS).to(rough)
     r = rough.clamp(knots[0], knots[-1])
     at = (torch.searchsorted(knots, r.detach().contiguous()).clamp(1, len(knots) - 1) - 1)
     blend = ((r - knots[at]) / (knots[at + 1] - knots[at]))[:, None]
-    rows = torch.arange(len(at))
+    rows = torch.arange(len(at), device=at.device)
     white, grazing = (torch.lerp(condition[k][rows, at], condition[k][rows, at + 1], blend) for k in ("white", "grazing"))
     seen = torch.lerp(condition["open_to"][rows, at, None], condition["open_to"][rows, at + 1, None], blend)
     f0 = DIELECTRIC_F0 * (1 - metal) + base * metal
@@ -54,7 +59,7 @@ class RelitData:
     """Relit caches in memory; ``held_out`` rendered objects, and all that share their shape, are kept apart.
 
     Raises:
-        NearError: ``training-data-old`` when an earlier version made a cache.
+        NearError: ``training-data-old`` when an earlier version made a cache; ``training-data-few``.
     """
 
     def __init__(self, files: list[Path], held_out: int = 24) -> None:
@@ -66,7 +71,7 @@ class RelitData:
             item["hidden"] = torch.stack([torch.stack([hidden_radiance(c, decode_material(t.float()[:, MATERIAL])) for c in item["conditions"]])
                                           for t in item["targets"]])
         rendered = [o for o, item in enumerate(self.objects) if item["rendered"]]
-        self.test = rendered[::max(1, len(rendered) // max(held_out, 1))][:held_out]
+        self.test = [rendered[k] for k in held_out_rows(len(rendered), held_out)] if held_out else []
         known = {self.objects[o]["name"] for o in self.test}
         self.train = [o for o, item in enumerate(self.objects) if item["name"] not in known]
 
@@ -102,7 +107,7 @@ def head_loss(flow: CompactFlow, head, batch: list[dict], judged: dict) -> tuple
     """Loss of a batch; ``judged`` holds the truth's shade, which depends on the batch alone."""
     features, prior, target = (torch.cat([b[k] for b in batch]) for k in ("features", "prior", "target"))
     slat = flow.compose(flow.denormalise(head.from_features(features, [len(b["features"]) for b in batch])), prior)
-    distance = ((slat - target) ** 2 * CHANNEL_WEIGHTS).mean()
+    distance = ((slat - target) ** 2 * CHANNEL_WEIGHTS.to(slat)).mean()
     shown = agx_srgb(torch.cat([shade_voxels(decode_material(slat[:, MATERIAL]), c, c["hidden"]) for c in judged["conditions"]]))
     pictures = [len(b["features"]) for b in batch] * len(judged["conditions"])
     wrong = (((shown - judged["shown"]) ** 2).mean(-1) * judged["weight"]).split(pictures)
@@ -120,62 +125,71 @@ def judge(batch: list[dict]) -> dict:
     return {"conditions": conditions, "shown": shown, "weight": torch.cat([c["weight"] for c in conditions])}
 
 
-def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, *, minutes: float, learning_rate: float = 1e-3, seed: int = 0,
-                    report: Callable[[str], None] = print) -> None:
-    """Fit ``flow.pointwise`` in place, its members one after the other, each from its own seed for its share of the minutes."""
+def train_pointwise(flow: CompactFlow, data: RelitData, out: Path, config: LoopConfig, *, report: Callable[[str], None] = print) -> None:
+    """Fit ``flow.pointwise`` in place, its members one after the other, each in a run folder ``out/head_<k>`` from its own seed and for
+    its share of the minutes. Of every member the average that relights the held-out objects best is kept."""
     members = flow.pointwise.members
+    minutes = None if config.minutes is None else config.minutes / len(members)
     for k, head in enumerate(members):
-        _train_member(flow, head, data, out / f"pointwise_{k}.safetensors", minutes=minutes / len(members), learning_rate=learning_rate,
-                      seed=seed + k, report=report)
+        _train_member(flow, head, data, out / f"head_{k}", replace(config, minutes=minutes, seed=config.seed + k), report)
 
 
-def _train_member(flow: CompactFlow, head: PointwisePrior, data: RelitData, out: Path, *, minutes: float, learning_rate: float, seed: int,
+def _train_member(flow: CompactFlow, head: PointwisePrior, data: RelitData, out: Path, config: LoopConfig,
                   report: Callable[[str], None]) -> None:
-    """The average that relights the held-out objects best is kept, also in the file ``out``."""
-    generator = torch.Generator().manual_seed(seed)
+    device, best = processes().device, out / "best.safetensors"
+    start = torch.Generator().manual_seed(config.seed)
 
-    def draw(objects: list[int], rendered: float, vary: bool = False) -> list[dict]:
+    def draw(objects: list[int], generator: torch.Generator, rendered: float, vary: bool = False) -> list[dict]:
         samples = [data.sample(o, generator, float(torch.rand((), generator=generator)) < rendered) for o in objects]
-        return [varied(s, generator) for s in samples] if vary else samples
+        return to_device([varied(s, generator) for s in samples] if vary else samples, device)
 
     if not (head.std != 1).any():
-        sample = torch.cat([b["features"] for b in draw((data.train * 2)[:240], RENDERED_SHARE)])
+        sample = torch.cat([b["features"] for b in draw((data.train * 2)[:240], start, RENDERED_SHARE)])
         head.mean.copy_(sample.mean(0))
         head.std.copy_(sample.std(0).clamp_min(1e-3))
-    test = [draw(data.test, 1.0) for _ in range(4)]
+    flow.to(device)
+    test = [draw(data.test, start, 1.0) for _ in range(4)]
     judged = [judge(batch) for batch in test]
-    optimiser = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=5e-2)
-    average = torch.optim.swa_utils.AveragedModel(head, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    started, step, best, seen = time.monotonic(), 0, float("inf"), 0.0
 
-    def look(share: float) -> None:
+    def step(sampler: Sampler) -> tuple[Tensor, dict[str, float]]:
+        objects = [data.train[sampler.next()] for _ in range(OBJECTS)]
+        batch = draw(objects, sampler.generator, RENDERED_SHARE, vary=True)
+        return head_loss(flow, head, batch, judge(batch))
+
+    @torch.no_grad()
+    def look(average: PointwisePrior, when: str) -> Sheet:
         """A few hundred objects are soon known by heart: keep what serves unseen ones, the start included."""
-        nonlocal best
         average.eval()
-        with torch.no_grad():
-            scores = [head_loss(flow, average.module, b, j) for b, j in zip(test, judged)]
-        held = sum(float(s[0]) for s in scores) / len(scores)
-        mean = {k: sum(s[1][k] for s in scores) / len(scores) for k in scores[0][1]}
-        report(f"head step {step} ({share:.0%}): training {seen / max(1 - 0.98 ** step, 1e-9):.4f}, held-out {held:.4f}, "
-               + ", ".join(f"{k} {v:.4f}" for k, v in mean.items()))
-        if held < best:
-            best = held
-            save_model(average.module, str(out))
+        scores = [head_loss(flow, average, b, j) for b, j in zip(test, judged)]
+        numbers = {k: sum(s[1][k] for s in scores) / len(scores) for k in scores[0][1]}
+        numbers["loss"] = sum(float(s[0]) for s in scores) / len(scores)
+        report(f"{out.name} {when}: held-out " + " ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
+        if numbers["loss"] < _score(best):
+            save_model(average, str(best), metadata={"loss": repr(numbers["loss"])})
+        return Sheet(numbers)
 
-    look(0.0)
-    while (share := (time.monotonic() - started) / (60 * minutes)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1, (step + 1) / 200) * (1 - 0.97 * share)
-        head.train()
-        batch = draw([data.train[int(k)] for k in torch.randint(len(data.train), (OBJECTS,), generator=generator)], RENDERED_SHARE, vary=True)
-        loss, _ = head_loss(flow, head, batch, judge(batch))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        optimiser.step()
-        average.update_parameters(head)
-        step, seen = step + 1, 0.98 * seen + 0.02 * float(loss.detach())
-        if step % 500 == 0:
-            look(share)
-    look(1.0)
-    load_model(head, str(out))
+    if processes().is_main_process and not best.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        look(head, "at the start")
+    average = run(head, step, len(data.train), out, config, sheet_fn=lambda model, index: look(model, f"step {index}"))
+    if processes().is_main_process:
+        look(average, "at the end")
+    processes().wait_for_everyone()
+    load_model(head, str(best))
+
+
+def _score(path: Path) -> float:
+    """Held-out loss of a saved head; infinite where there is none."""
+    if not path.exists():
+        return float("inf")
+    with safe_open(str(path), "pt") as file:
+        return float(file.metadata()["loss"])
+
+
+def to_device(value, device: torch.device):
+    """Tensors in lists and dictionaries, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}
+    return [to_device(v, device) for v in value]

@@ -41,15 +41,18 @@ PERMUTATIONS = tuple(itertools.permutations(range(3)))
 class RelitConfig:
     """dressings: paints an object is shown in (the first is its own); repainted: share of the others that take over another
     object's paints one by one, where the rest are shifted as a whole; lights: synthetic photos per dressing and camera;
-    exposure_stops: deviation of a photo's exposure around its light's natural strength; mixed: share of photos under two
-    lights at once; conditions: new lights per camera that the answer is judged under; voxels: drawn of every photo."""
+    exposure_stops: deviation of a photo's exposure around its light's natural strength; darkest: mean radiance of the dimmest light
+    that photos are taken in; mixed: share of photos under two lights at once; conditions: new lights per camera that the answer is
+    judged under, and light_stops the deviation of their strength; voxels: drawn of every photo."""
 
     dressings: int = 3
     repainted: float = 0.6
     lights: int = 6
-    exposure_stops: float = 0.35
+    exposure_stops: float = 0.15
+    darkest: float = 0.3
     mixed: float = 0.4
     conditions: int = 2
+    light_stops: float = 0.35
     voxels: int = 256
     resolution: int = 32
 
@@ -58,8 +61,7 @@ def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) ->
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
-def _random_light(lights: LightLibrary, generator: torch.Generator, stops: float) -> tuple[Environment, PrefilteredLight]:
-    names = sorted(lights.paths)
+def _random_light(lights: LightLibrary, names: list[str], generator: torch.Generator, stops: float) -> tuple[Environment, PrefilteredLight]:
     name = names[int(torch.randint(len(names), (), generator=generator))]
     strength = 2 ** (stops * float(torch.randn((), generator=generator)))
     return lights.get(name, _uniform(generator, 0, 2 * math.pi), strength)
@@ -119,21 +121,21 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
         change = repaint if _uniform(generator) < config.repainted else lambda a, b, o, _: redress(a, b, o)
         dressings.append(change(own, decode_material(other["material"].float()), order, generator))
     views = [_view(raw, cloud, coords, v, config.resolution) for v in range(len(raw["cam_from_world"]))]
-    photos = []
+    photos, bright = [], lights.brighter_than(config.darkest)
     exchange = build_exchange(cloud, config.resolution)
     for d, material in enumerate(dressings):
         surface = cloud.surface(material)
         for v, view in enumerate(views):
             shades = []
             for _ in range(config.lights):
-                env, light = _random_light(lights, generator, config.exposure_stops)
+                env, light = _random_light(lights, bright, generator, config.exposure_stops)
                 shades.append(shade_terms(surface, light_surface(surface, light, env, exchange), light, env, view["eye"]).combine())
             for k in range(config.lights):
                 shade = shades[k]
                 if _uniform(generator) < config.mixed:
                     shade = torch.lerp(shade, shades[int(torch.randint(config.lights, (), generator=generator))], _uniform(generator, 0, 0.6))
                 photos.append({"dressing": d, "view": v, **_observe(agx_srgb(shade), cloud, view, count)})
-    real = _rendered(raw, cloud, coords, views, generator, config) if "lit" in raw else []
+    real = _rendered(raw, cloud, coords, views, bright, generator, config) if "lit" in raw else []
     targets = []
     for d, material in enumerate(dressings):
         mean = voxel_mean(encode_material(material[:, :3], material[:, 3], material[:, 4]), cloud.voxel, count)
@@ -185,13 +187,16 @@ def _observe(display: Tensor, cloud: AnchorCloud, view: dict, count: int) -> dic
     return {"mean": mean.half(), "spread": spread.half()}
 
 
-def _rendered(raw: dict, cloud: AnchorCloud, coords: Tensor, views: list[dict], generator: torch.Generator, config: RelitConfig) -> list[dict]:
-    """The rendered pictures as photos, at an exposure near their light's own strength."""
+def _rendered(raw: dict, cloud: AnchorCloud, coords: Tensor, views: list[dict], bright: list[str], generator: torch.Generator,
+              config: RelitConfig) -> list[dict]:
+    """The rendered pictures as photos, at an exposure near their light's own strength; none of a light that is too dim for one."""
     photos = []
     for v, cam in enumerate(raw["cam_from_world"]):
         alpha = raw["alpha"][v].float()
         camera = Camera(K=raw["K"], cam_from_world=cam, width=alpha.shape[1], height=alpha.shape[0])
-        for i, (_, _, strength) in enumerate(raw["lights"][v]):
+        for i, (name, _, strength) in enumerate(raw["lights"][v]):
+            if name not in bright:
+                continue
             gain = 2 ** (config.exposure_stops * float(torch.randn((), generator=generator))) / strength
             straight = raw["lit"][v, i].float() / alpha.clamp_min(1e-3)[..., None] * gain
             lifted = lift_photo(cloud, coords, config.resolution, (agx_srgb(straight) * 255).round() / 255, alpha, camera)
@@ -212,7 +217,7 @@ def _conditions(cloud: AnchorCloud, count: int, views: list[dict], lights: Light
         eye = F.normalize(voxel_mean(view["eye"], cloud.voxel, count), dim=-1)
         n_dot_v = (normals * eye).sum(-1)
         for _ in range(config.conditions):
-            env, light = _random_light(lights, generator, config.exposure_stops)
+            env, light = _random_light(lights, sorted(lights.paths), generator, config.light_stops)
             e = irradiance(normals, visibility, light.directions @ env.env_from_world, light.flux * env.strength)
             knots = [reflection(normals, eye, rough, visibility, lobe_albedo(n_dot_v, rough), light, env)
                      for rough in (torch.full((count,), r) for r in ROUGHNESS_KNOTS)]
