@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -212,8 +211,8 @@ def steps_of(slot: Slot, stage: str) -> dict:
     mean = lambda lines: round(sum(e["loss"] for e in lines) / max(len(lines), 1), 5)  # noqa: E731
     found = {"steps": log[-1]["step"] if log else 0, "loss": [mean(log[:50]), mean(log[-50:])] if log else None,
              "held_out": [held[0], held[-1]] if held else None}
-    heads = re.findall(r"head step (\d+)", (slot.work / "logs" / f"{stage}.log").read_text(errors="replace"))
-    return found | ({"head_steps": int(heads[-1])} if heads else {})
+    heads = [lines[-1]["step"] for path in sorted(run.glob("head_*/log.jsonl")) if (lines := read_lines(path))]
+    return found | ({"head_steps": sum(heads)} if heads else {})
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
