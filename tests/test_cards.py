@@ -49,7 +49,7 @@ def test_stages_are_read_from_logs(tool, tmp_path, monkeypatch):
     cards = tool("weights_card")
     monkeypatch.setattr(cards, "REPORTS", tmp_path)
     (tmp_path / "run.jsonl").write_text('{"step": 20, "loss": 1}\n{"step": 140, "loss": 1}\n')
-    (tmp_path / "head.log").write_text("head step 500 (5%)\nhead step 6500 (95%)\n")
+    (tmp_path / "head.log").write_text('{"step": 500, "loss": 0.1}\n{"step": 6500, "loss": 0.1}\n')
     for name, log in (("renderer", "run.jsonl"), ("head", "head.log"), ("renderer", "run.jsonl")):
         assert cards.main(["stage", name, str(tmp_path / log), "--minutes", "3", "--what", name]) == 0
     found = json.loads((tmp_path / "training.json").read_text())["stages"]

@@ -57,9 +57,9 @@ def record_data(starter: Path, pack: Path) -> dict:
 
 
 def record_stage(args: argparse.Namespace) -> dict:
-    """A stage's steps, as its log says them (log.jsonl of a run, or the text that the head's trainer prints)."""
+    """A stage's steps, as its run's log.jsonl says them."""
     text = args.log.read_text(encoding="utf-8", errors="replace")
-    steps = [int(n) for n in re.findall(r'head step (\d+)|"step": (\d+)', text) for n in n if n]
+    steps = [int(n) for n in re.findall(r'"step": (\d+)', text)]
     if not steps:
         sys.exit(f"{args.log.name} names no step.")
     known = read(REPORTS / "training.json") or {"slots": []}
