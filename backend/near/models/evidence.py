@@ -19,7 +19,7 @@ from near.models.anchors import AnchorCloud
 from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
 from near.models.material import voxel_mean
-from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE
+from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE, normal_reflectance, total_albedo
 from near.models.visibility import evaluate_visibility
 
 LIGHT_ORDER = 3
@@ -78,14 +78,13 @@ def shown_by(design: Tensor, light: Tensor) -> Tensor:
 def painted(material: Tensor, diffuse: Tensor, mirror: Tensor) -> Tensor:
     """Response [3, M, K] of a linear material [M, 5] from :func:`light_response`'s two sides (diffuse [M, K], or [3, M, K])."""
     base, metal = material[:, :3].T[..., None], material[:, 4, None]
-    return base * (1 - metal) * diffuse + (DIELECTRIC_F0 * (1 - metal) + base * metal) * mirror
+    return base * (1 - metal) * diffuse + normal_reflectance(base, metal) * mirror
 
 
 def sent_to_itself(exchange: Exchange, openness: Tensor, material: Tensor, diffuse: Tensor) -> Tensor:
     """What each harmonic of a light adds to discs by way of the object's other discs, [3, M, K] of base colour 1; ``diffuse`` [M, K]
     their white diffuse response, material [M, 5] linear."""
-    base, metal = material[:, :3], material[:, 4:5]
-    albedo = base * (1 - metal) + DIELECTRIC_F0 * (1 - metal) + base * metal
+    albedo = total_albedo(material[:, :3], material[:, 4:5])
     nothing = torch.zeros(diffuse.shape[1])
     got = [exchange.received(a[:, None] * diffuse, a[:, None], nothing) for a in albedo.T]
     return torch.stack(got) * RETURNED_SHARE * (1 - openness)[:, None]

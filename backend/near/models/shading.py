@@ -78,6 +78,16 @@ class ShadingTerms:
         return self.diffuse * gains[:, 0:3] + self.specular * gains[:, 3:6] + self.hidden * gains[:, 6:9]
 
 
+def normal_reflectance(base_lin709: Tensor, metallic: Tensor) -> Tensor:
+    """F0 of a base colour and how metallic it is, of shapes that broadcast."""
+    return DIELECTRIC_F0 * (1 - metallic) + base_lin709 * metallic
+
+
+def total_albedo(base_lin709: Tensor, metallic: Tensor) -> Tensor:
+    """Share of the light that goes on from a surface, diffuse and specular, up to its lobe; shapes broadcast."""
+    return base_lin709 * (1 - metallic) + normal_reflectance(base_lin709, metallic)
+
+
 def lobe_albedo(n_dot_v: Tensor, roughness: Tensor) -> tuple[Tensor, Tensor]:
     """Directional albedo of GGX, single scatter: F0 * scale + bias, each [M]; their sum is that of F0 = 1."""
     table = brdf_table().to(n_dot_v)
@@ -106,8 +116,7 @@ def light_surface(surface: Surface, light: PrefilteredLight, env: Environment, e
     object's mean radiance."""
     directions = light.directions @ env.env_from_world  # rows: world = env_from_world^T @ d
     e = irradiance(surface.normals, surface.visibility, directions, light.flux * env.strength)
-    f0 = DIELECTRIC_F0 * (1 - surface.metallic[:, None]) + surface.base_lin709 * surface.metallic[:, None]
-    albedo = surface.base_lin709 * (1 - surface.metallic[:, None]) + f0
+    albedo = total_albedo(surface.base_lin709, surface.metallic[:, None])
     weight = surface.weight / surface.weight.sum().clamp_min(1e-12)
     elsewhere = HIDDEN_SHARE * (albedo * e / math.pi * weight[:, None]).sum(0)
     if exchange is None:
@@ -145,7 +154,7 @@ def shade_terms(surface: Surface, incident: IncidentLight, light: PrefilteredLig
     Args: view_dirs [M, 3] unit, from the disc to the camera, in the frame of the surface's normals.
     """
     metallic, n_dot_v = surface.metallic[:, None], (surface.normals * view_dirs).sum(-1)
-    f0 = DIELECTRIC_F0 * (1 - metallic) + surface.base_lin709 * metallic
+    f0 = normal_reflectance(surface.base_lin709, metallic)
     lobe = lobe_albedo(n_dot_v, surface.roughness)
     albedo, dielectric = tinted_albedo(f0, *lobe), tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
     diffuse_albedo = surface.base_lin709 * (1 - metallic) * (1 - dielectric)

@@ -6,7 +6,6 @@ renderer trains through the splatter at the price of a sparse product.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +58,7 @@ class LightLibrary:
         Raises:
             NearError: ``training-lights-dim`` when there is none.
         """
-        names = sorted(n for n in self.paths if float(self.get(n, 0.0, 1.0)[1].flux.sum(0) @ LUMINANCE) >= 4 * math.pi * mean_radiance)
+        names = sorted(n for n in self.paths if float(self.get(n, 0.0, 1.0)[1].mean_lin709 @ LUMINANCE) >= mean_radiance)
         if not names:
             raise NearError("training-lights-dim", f"None of the {len(self.paths)} lights is bright enough for a photo: a mean radiance of "
                             f"{mean_radiance:g} is needed.", "Add environment maps of daylight or of a lit room.")

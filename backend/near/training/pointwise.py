@@ -16,12 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
+from near.atomic import atomic_file
 from near.colour import agx_srgb
 from near.errors import NearError
 from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
 from near.models.pointwise import PointwisePrior, seen_otherwise
-from near.models.shading import DIELECTRIC_F0, lobe_albedo, scattered_again, tinted_albedo
+from near.models.shading import DIELECTRIC_F0, lobe_albedo, normal_reflectance, scattered_again, tinted_albedo
 from near.training.flow_data import held_out_rows
 from near.training.flows import CHANNEL_WEIGHTS
 from near.training.journal import Sheet
@@ -47,7 +48,7 @@ def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor)
     rows = torch.arange(len(at), device=at.device)
     white, grazing = (torch.lerp(condition[k][rows, at], condition[k][rows, at + 1], blend) for k in ("white", "grazing"))
     seen = torch.lerp(condition["open_to"][rows, at, None], condition["open_to"][rows, at + 1, None], blend)
-    f0 = DIELECTRIC_F0 * (1 - metal) + base * metal
+    f0 = normal_reflectance(base, metal)
     lobe = lobe_albedo(condition["n_dot_v"], rough)
     albedo, dielectric = tinted_albedo(f0, *lobe), tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
     diffuse = base * (1 - metal) * (1 - dielectric)
@@ -165,11 +166,11 @@ def _train_member(flow: CompactFlow, head: PointwisePrior, data: RelitData, out:
         numbers["loss"] = sum(float(s[0]) for s in scores) / len(scores)
         report(f"{out.name} {when}: held-out " + " ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
         if numbers["loss"] < _score(best):
-            save_model(average, str(best), metadata={"loss": repr(numbers["loss"])})
+            with atomic_file(best) as part:  # a run that goes on reads it
+                save_model(average, str(part), metadata={"loss": repr(numbers["loss"])})
         return Sheet(numbers)
 
     if processes().is_main_process and not best.exists():
-        out.mkdir(parents=True, exist_ok=True)
         look(head, "at the start")
     average = run(head, step, len(data.train), out, config, sheet_fn=lambda model, index: look(model, f"step {index}"))
     if processes().is_main_process:

@@ -30,7 +30,7 @@ from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.models.pointwise import prior_features
-from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, lobe_albedo, reflection, shade_terms
+from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, lobe_albedo, reflection, shade_terms, total_albedo
 from near.training.cache import LightLibrary
 
 ROUGHNESS_KNOTS = (0.05, 0.2, 0.4, 0.65, 1.0)
@@ -231,11 +231,9 @@ def _conditions(cloud: AnchorCloud, count: int, views: list[dict], lights: Light
 def hidden_radiance(condition: dict[str, Tensor], material: Tensor) -> Tensor:
     """[3] what hidden directions return by the object's mean (:func:`near.models.shading.light_surface` without an exchange), from
     voxels' linear material [L, 5]."""
-    base, metal = material[:, :3], material[:, 4:5]
-    f0 = 0.04 * (1 - metal) + base * metal
     weight = condition["area"].float()
     weight = weight / weight.sum()
-    return HIDDEN_SHARE * ((base * (1 - metal) + f0) * condition["irradiance"].float() / math.pi * weight[:, None]).sum(0)
+    return HIDDEN_SHARE * (total_albedo(material[:, :3], material[:, 4:5]) * condition["irradiance"].float() / math.pi * weight[:, None]).sum(0)
 
 
 def relit_folder(files: list[Path], hdri_folder: Path, out: Path, part: int, parts: int, config: RelitConfig = RelitConfig(),
