@@ -229,7 +229,7 @@ class Create(Message):
     """Photo (and mesh) -> asset; `Progress`..., then `Done` {"sha256", ...}. `steps` 0 and `deadline_s` 0: the usual.
 
     `shape`: another photo, of what gives the shape (style transfer); `generator`: an installed geometry source, empty for
-    the mesh, where there is one, or else the photo's outline.
+    the mesh, where there is one, or else the photo's outline; `exposure_stops`: the photo is read as if exposed longer by so much.
     """
     LANES: ClassVar = ("batch",)
     photo: Annotated[str, SHA256]
@@ -239,6 +239,7 @@ class Create(Message):
     camera: Annotated[object, Part(CameraSpec, optional=True)] = None
     seed: Annotated[int, Int()] = 0
     steps: Annotated[int, Int(0, 1000)] = 0
+    exposure_stops: Annotated[float, Num(-6, 6)] = 0.0
     deadline_s: Annotated[float, DEADLINE] = 0.0
 
 

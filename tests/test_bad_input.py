@@ -93,6 +93,10 @@ def test_transparent_photo(place, capsys):
     create(capsys, "photo-transparent", "fully transparent", "clear.png")
 
 
+def test_exposure_out_of_range(place, capsys):
+    create(capsys, "exposure-invalid", "9 stops", "good.png", "--exposure", "9")
+
+
 def test_one_pixel_photo(place, capsys):
     photo(np.full((1, 1, 4), 255, np.uint8), "dot.png")
     create(capsys, "photo-too-small", "1 x 1 pixels", "dot.png")

@@ -18,7 +18,7 @@ from near.errors import NearError
 from near.geometry.cameras import Camera, orbit_camera
 from near.geometry.matting import matte, matte_preview
 from near.geometry.mesh import RawMesh, to_asset_space
-from near.geometry.photo import MAX_SIDE, Photo, load_photo, square_crop
+from near.geometry.photo import MAX_SIDE, MAX_STOPS, Photo, exposed, load_photo, square_crop
 from near.geometry.silhouette import SilhouetteSettings, silhouette_mesh
 from near.geometry.sources import GeometryRequest, geometry_source, register_source, source_names, unregister_source
 
@@ -89,6 +89,23 @@ def test_orientation_alpha_and_size():
     assert photo.has_matte and float(photo.alpha.min()) == pytest.approx(128 / 255)
     big = load_photo(encoded(Image.new("RGB", (5000, 2500), "red"), "JPEG"))
     assert max(big.alpha.shape) == MAX_SIDE and big.alpha.shape[0] == MAX_SIDE // 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-2, 2), st.floats(0.15, 0.75))
+def test_an_exposure_brightens_and_is_undone(stops, value):
+    photo = Photo(srgb=torch.tensor([value, value * 0.8, value * 0.6]).expand(32, 32, 3), alpha=torch.ones(32, 32), sha256="x")
+    other = exposed(photo, stops)
+    assert other.sha256 == "x" and torch.equal(other.alpha, photo.alpha)
+    assert (other.srgb - photo.srgb).mean() * math.copysign(1, stops) > min(0.02 * abs(stops), 0.01) - 5e-3
+    if abs(stops) <= 1:  # nothing is burnt out or drowned
+        assert (exposed(other, -stops).srgb - photo.srgb).abs().max() < 0.02
+
+
+def test_an_exposure_beyond_reason_is_refused():
+    photo = Photo(srgb=torch.full((32, 32, 3), 0.5), alpha=torch.ones(32, 32))
+    assert exposed(photo, 0.0) is photo
+    assert {code_of(exposed, photo, stops) for stops in (MAX_STOPS + 1, -MAX_STOPS - 1, math.nan)} == {"exposure-invalid"}
 
 
 def test_refused_photos(tmp_path):

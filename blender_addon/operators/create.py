@@ -129,14 +129,15 @@ def create_job(context: bpy.types.Context, photo_text: str, index: int = 0) -> J
         source, hide = settings.mesh.name, settings.mesh.name if settings.hide_mesh else ""
     elif index:
         world_from_asset = Matrix.Translation(scene.cursor.location) @ Matrix.Translation((1.2 * index, 0, 0.5))
-    seed = settings.seed
+    seed, exposure_stops = settings.seed, settings.exposure
 
     def request(job: Job, client: Client):
         here = session.get()
         photo_sha = yield from here.putting(client, photo, "photo")
         shape_sha = (yield from here.putting(client, shape, "photo")) if shape is not None else ""
         mesh_sha = (yield from here.putting(client, mesh_data, "mesh")) if mesh_data is not None else ""
-        return wire.Create(id=client.new_id(), photo=photo_sha, mesh=mesh_sha, shape=shape_sha, generator=generator, seed=seed)
+        return wire.Create(id=client.new_id(), photo=photo_sha, mesh=mesh_sha, shape=shape_sha, generator=generator, seed=seed,
+                           exposure_stops=exposure_stops)
 
     return asset_job(f"Create {photo.stem}", request, Landing(scene, photo.stem, world_from_asset, str(photo), hide, source))
 

@@ -33,6 +33,7 @@ class NEAR_PT_create(NearPanel, bpy.types.Panel):
             layout.prop(settings, "use_shape_photo")
             if settings.use_shape_photo:
                 layout.prop(settings, "shape_photo", text="Shape from")
+        layout.prop(settings, "exposure")
         layout.prop(settings, "seed")
         column = layout.column(align=True)
         big = column.row()

@@ -43,6 +43,8 @@ class ShellBackend:
         return {"device": "test", "pack": self._setup.pack}
 
     def create(self, request: wire.Create, watch) -> dict:
+        if request.exposure_stops < -5:
+            raise NearError("photo-no-object", f"At {request.exposure_stops:g} stops the photo is black.", "Raise the exposure.")
         return self._make(request.seed, watch)
 
     def encode(self, request: wire.Encode, watch) -> dict:

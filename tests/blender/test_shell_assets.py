@@ -323,7 +323,9 @@ def test_errors_have_a_sentence_and_a_button(scene, tmp_path, monkeypatch):
     settings.photo = str(stage.PHOTO)
     settings.seed = 903
     refused("photo-no-object", bpy.ops.near.create)
-    settings.seed = 901
+    settings.seed, settings.exposure = 0, -5.5      # the setting reaches the backend
+    refused("photo-no-object", bpy.ops.near.create)
+    settings.seed, settings.exposure = 901, 0
     refused("out-of-memory", bpy.ops.near.create)
     settings.seed = 0
 

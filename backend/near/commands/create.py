@@ -16,6 +16,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--camera", metavar="YAW,PITCH,RADIUS,FOV", help=f"the photo's camera; {common.CAMERA_HELP}")
     parser.add_argument("--cameras", type=Path, metavar="FILE", help=f"the photo's camera as the first of a {common.CAMERAS_HELP}")
     parser.add_argument("--mask", type=Path, metavar="MASK.png", help="also save a preview of what was cut out")
+    parser.add_argument("--exposure", type=float, default=0.0, metavar="STOPS",
+                        help="read the photo as if exposed longer by so many stops: for one taken in the dark")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="sampler steps (default: the pack's)")
     common.add_engine_options(parser, connect=True)
@@ -37,8 +39,9 @@ def run(args: argparse.Namespace) -> int:
     from near.assets import encode_asset
     from near.geometry.matting import matte
     from near.geometry.mesh import load_mesh
-    from near.geometry.photo import load_photo
+    from near.geometry.photo import check_stops, load_photo
 
+    check_stops(args.exposure)
     with common.progress_bar("create", args.quiet or args.json) as bar:
         bar.update(0.0, "read photo")
         photo = matte(load_photo(args.photo))
@@ -56,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
         if args.connect is not None:  # what was read here was read to find mistakes early; the backend gets the files
             photo, mesh = args.photo, args.mesh
         with common.open_engine(args) as engine:
-            asset = engine.create(photo, mesh=mesh, camera=camera, seed=args.seed, steps=args.steps, progress=bar)
+            asset = engine.create(photo, mesh=mesh, camera=camera, seed=args.seed, steps=args.steps, exposure_stops=args.exposure,
+                                  progress=bar)
         write_bytes(args.output, encode_asset(asset))
         bar.update(1.0, "done")
     common.emit(args, describe(args.output, asset), [f"{args.output}: {len(asset)} voxels, {args.output.stat().st_size / 1e6:.1f} MB"])

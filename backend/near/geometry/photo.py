@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
+from near.colour import agx_inverse, agx_srgb
 from near.errors import NearError
 
 MIN_SIDE, MAX_SIDE = 32, 2048  # larger photos are reduced: nothing downstream resolves more
 MAX_PIXELS = 170 * 2**20  # just below what Pillow itself refuses
 MAX_FILE_BYTES = 512 << 20
+MAX_STOPS = 6.0
 SOLID = 0.8  # of full opacity: what counts as the object for its bounding box
 
 
@@ -39,6 +41,22 @@ class Photo:
     def has_matte(self) -> bool:
         """Whether any pixel is not fully opaque (spec: alpha < 255)."""
         return bool((self.alpha < 254.5 / 255).any())
+
+
+def check_stops(stops: float) -> float:
+    """Raises ``exposure-invalid`` beyond ``MAX_STOPS`` either way."""
+    if not -MAX_STOPS <= stops <= MAX_STOPS:
+        raise NearError("exposure-invalid", f"An exposure of {stops:g} stops was asked for.", f"Use between -{MAX_STOPS:g} and {MAX_STOPS:g} stops.")
+    return stops
+
+
+def exposed(photo: Photo, stops: float) -> Photo:
+    """The photo as an exposure longer by ``stops`` would have shown it through AgX. What is burnt out stays so.
+
+    Raises:
+        NearError: ``exposure-invalid``.
+    """
+    return photo if check_stops(stops) == 0 else replace(photo, srgb=agx_srgb(agx_inverse(photo.srgb) * 2.0 ** stops))
 
 
 def load_photo(source: str | Path | bytes) -> Photo:

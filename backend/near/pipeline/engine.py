@@ -13,7 +13,7 @@ from near.errors import NearError
 from near.geometry.cameras import Camera
 from near.geometry.matting import matte
 from near.geometry.mesh import PbrMesh, load_mesh
-from near.geometry.photo import Photo, load_photo
+from near.geometry.photo import Photo, exposed, load_photo
 from near.lighting import Environment
 from near.pipeline.types import CancelCheck, Frame, PlacedAsset, Progress, check_passes, no_progress
 
@@ -123,18 +123,20 @@ class Engine:
         return encode_mesh(self._compact(), mesh, seed=seed, progress=progress or no_progress, cancelled=cancelled)
 
     def create(self, photo: Path | Photo, *, mesh: Path | PbrMesh | None = None, camera: Camera | None = None, seed: int = 0,
-               steps: int | None = None, progress: Progress | None = None, cancelled: CancelCheck | None = None) -> Asset:
+               steps: int | None = None, exposure_stops: float = 0.0, progress: Progress | None = None,
+               cancelled: CancelCheck | None = None) -> Asset:
         """Asset from a photo, with a mesh as its geometry or with the inflated silhouette.
 
         Args:
             camera: the photo's camera in asset space, of the photo's size; default: in front, level, 40 degrees.
             steps: sampler steps; default: the pack's.
+            exposure_stops: the photo is read as if exposed longer by so much: the asset of a dark photo comes out dark otherwise.
         Raises:
             NearError: the photo or mesh cannot be used; ``Cancelled``.
         """
         progress = progress or no_progress
         photo = photo if isinstance(photo, Photo) else load_photo(Path(photo))
-        photo = matte(photo)
+        photo = exposed(matte(photo), exposure_stops)
         mesh = mesh if mesh is None or isinstance(mesh, PbrMesh) else load_mesh(Path(mesh))
         if camera is not None and (camera.width, camera.height) != photo.alpha.shape[::-1]:
             camera = camera.resized(photo.alpha.shape[1], photo.alpha.shape[0])

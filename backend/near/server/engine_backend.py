@@ -134,7 +134,7 @@ class EngineBackend:
             watch.progress("cut out", 0.0, matte_preview(photo))
             geometry, seen_by = shaped(photo, camera, mesh, request.generator, None if shape is None else matte(load_photo(shape)))
             asset = self._engine.create(photo, mesh=geometry, camera=seen_by, seed=request.seed, steps=request.steps or None,
-                                        progress=watch.progress, cancelled=watch.cancelled)
+                                        exposure_stops=request.exposure_stops, progress=watch.progress, cancelled=watch.cancelled)
             self._show(asset, watch)
             return asset
 
