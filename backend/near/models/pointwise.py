@@ -17,7 +17,7 @@ LOCAL_CHANNELS = LIFT_CHANNELS + 7 + 4 * len(BLURS) + 2 * 5
 GLOBAL_CHANNELS = 27
 EXPLAINED_LOCAL, EXPLAINED_GLOBAL = 22, 21
 CHANNELS = LOCAL_CHANNELS + GLOBAL_CHANNELS + EXPLAINED_LOCAL + EXPLAINED_GLOBAL
-DROPOUT = 0.15
+DROPOUT = 0.05
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 
@@ -125,27 +125,20 @@ def prior_features(lift: Tensor, view: VoxelView, resolution: int) -> Tensor:
                       explained_features(lift, log, view, coords, grid)], -1)
 
 
-def _columns() -> tuple[list[int], list[int], list[int], list[tuple[int, int, int]]]:
-    """Where :func:`prior_features` holds colours, vectors with and without a sign, by their first column; and pairs of blocks
+def _columns() -> tuple[list[int], list[int], list[tuple[int, int, int]]]:
+    """Where :func:`prior_features` holds vectors with and without a sign, by their first column; and pairs of blocks
     (first column, second, length) that belong to x and y."""
-    around = LIFT_CHANNELS + 7
-    mirrors = around + 4 * len(BLURS)
+    mirrors = LIFT_CHANNELS + 7 + 4 * len(BLURS)
     whole, shown = LOCAL_CHANNELS, LOCAL_CHANNELS + GLOBAL_CHANNELS
-    light = shown + EXPLAINED_LOCAL
-    colours = [0, 3, 20, LIFT_CHANNELS, LIFT_CHANNELS + 4, *(around + 4 * k for k in range(len(BLURS))), mirrors, mirrors + 5,
-               whole, whole + 3, whole + 18, *range(shown, shown + 21, 3), light + 6, light + 9, light + 12]
-    pairs = [(mirrors, mirrors + 5, 5), (whole + 25, whole + 26, 1), (shown + 15, shown + 18, 3), (light, light + 2, 2)]
-    return colours, [10, 14, 17, whole + 12], [whole + 15], pairs
+    pairs = [(mirrors, mirrors + 5, 5), (whole + 25, whole + 26, 1), (shown + 15, shown + 18, 3), (shown + EXPLAINED_LOCAL, shown + EXPLAINED_LOCAL + 2, 2)]
+    return [10, 14, 17, whole + 12], [whole + 15], pairs
 
 
-def seen_otherwise(features: Tensor, order: tuple[int, int, int], swap: bool, flips: tuple[bool, bool]) -> Tensor:
-    """The same object in other hues (colour channels in ``order``), with x and y swapped and flipped: every photo is as
-    true of them. (Luminance weighs the channels unequally; the few columns built on it are left as they are.)"""
-    colours, vectors, lengths, pairs = _columns()
+def seen_otherwise(features: Tensor, swap: bool, flips: tuple[bool, bool]) -> Tensor:
+    """The same object with x and y swapped and flipped: every photo is as true of it. Colours stay, for light is warm or cold
+    and hardly ever green, and paint is anything: that difference tells them apart."""
+    vectors, lengths, pairs = _columns()
     index, sign = list(range(features.shape[-1])), torch.ones(features.shape[-1])
-    for start in colours:
-        for k, channel in enumerate(order):
-            index[start + k] = start + channel
     if swap:
         for start in vectors + lengths:
             index[start], index[start + 1] = start + 1, start

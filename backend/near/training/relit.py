@@ -25,7 +25,7 @@ from near.colour import agx_srgb
 from near.geometry.cameras import Camera
 from near.lighting import Environment, PrefilteredLight
 from near.models.anchors import AnchorCloud, decode_anchors
-from near.models.evidence import VoxelView, voxel_view
+from near.models.evidence import LUMINANCE, VoxelView, voxel_view
 from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
@@ -42,7 +42,8 @@ class RelitConfig:
     """dressings: paints an object is shown in (the first is its own); repainted: share of the others that take over another
     object's paints one by one, where the rest are shifted as a whole; lights: synthetic photos per dressing and camera;
     exposure_stops: deviation of a photo's exposure around its light's natural strength; darkest: mean radiance of the dimmest light
-    that photos are taken in; mixed: share of photos under two lights at once; conditions: new lights per camera that the answer is
+    that photos are taken in; mixed: share of photos under two lights at once; warmth: deviation of the logarithm of red (and, the other
+    way, of blue) that a photo's light is warmer than the library has it, for a library is small; conditions: new lights per camera that the answer is
     judged under, and light_stops the deviation of their strength; voxels: drawn of every photo."""
 
     dressings: int = 3
@@ -51,6 +52,7 @@ class RelitConfig:
     exposure_stops: float = 0.15
     darkest: float = 0.3
     mixed: float = 0.4
+    warmth: float = 0.1
     conditions: int = 2
     light_stops: float = 0.35
     voxels: int = 256
@@ -65,6 +67,13 @@ def _random_light(lights: LightLibrary, names: list[str], generator: torch.Gener
     name = names[int(torch.randint(len(names), (), generator=generator))]
     strength = 2 ** (stops * float(torch.randn((), generator=generator)))
     return lights.get(name, _uniform(generator, 0, 2 * math.pi), strength)
+
+
+def _warmth(generator: torch.Generator, deviation: float) -> Tensor:
+    """[3] what a light a little warmer or colder multiplies radiance by; the exposure stays."""
+    warmer = deviation * float(torch.randn((), generator=generator))
+    tint = torch.tensor([warmer, 0.0, -warmer]).exp()
+    return tint / (tint @ LUMINANCE)
 
 
 def paints(material: Tensor, generator: torch.Generator, count: int = 4) -> tuple[Tensor, Tensor]:
@@ -134,7 +143,7 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
                 shade = shades[k]
                 if _uniform(generator) < config.mixed:
                     shade = torch.lerp(shade, shades[int(torch.randint(config.lights, (), generator=generator))], _uniform(generator, 0, 0.6))
-                photos.append({"dressing": d, "view": v, **_observe(agx_srgb(shade), cloud, view, count)})
+                photos.append({"dressing": d, "view": v, **_observe(agx_srgb(shade * _warmth(generator, config.warmth)), cloud, view, count)})
     real = _rendered(raw, cloud, coords, views, bright, generator, config) if "lit" in raw else []
     targets = []
     for d, material in enumerate(dressings):
@@ -198,7 +207,7 @@ def _rendered(raw: dict, cloud: AnchorCloud, coords: Tensor, views: list[dict], 
             if name not in bright:
                 continue
             gain = 2 ** (config.exposure_stops * float(torch.randn((), generator=generator))) / strength
-            straight = raw["lit"][v, i].float() / alpha.clamp_min(1e-3)[..., None] * gain
+            straight = raw["lit"][v, i].float() / alpha.clamp_min(1e-3)[..., None] * gain * _warmth(generator, config.warmth)
             lifted = lift_photo(cloud, coords, config.resolution, (agx_srgb(straight) * 255).round() / 255, alpha, camera)
             photos.append({"dressing": 0, "view": v, "light": i, "mean": lifted.voxel_colour.half(),
                            "spread": (lifted.features[:, 3:6] / 4).half()})
