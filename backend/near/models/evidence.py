@@ -33,22 +33,23 @@ SATIN, GREY = 0.35, 0.4  # roughness and base colour of the object that the ligh
 LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])
 
 
-def light_response(normals: Tensor, visibility: Tensor, view_dirs: Tensor, roughness: Tensor, chunk: int = 16384) -> tuple[Tensor, Tensor]:
-    """What each harmonic of a light adds to every surface point: through a white diffuse and a (blurred) mirror side, [M, K] each.
-
-    Args: normals, view_dirs (towards the camera) [M, 3]; visibility [M, Q] harmonics; roughness [M].
-    """
-    directions = fibonacci_sphere(DIRECTIONS).to(view_dirs)
+def diffuse_response(normals: Tensor, visibility: Tensor, chunk: int = 16384) -> Tensor:
+    """What each harmonic of a light adds to every white matt surface point, [M, K]; normals [M, 3], visibility [M, Q] harmonics."""
+    directions = fibonacci_sphere(DIRECTIONS).to(normals)
     basis = sh_basis(directions, LIGHT_ORDER)
     seen_basis = sh_basis(directions, math.isqrt(visibility.shape[1]) - 1)
-    diffuse = torch.cat([((n @ directions.T).clamp_min(0) * (v @ seen_basis.T).clamp(0, 1)) @ basis
-                         for n, v in zip(normals.split(chunk), visibility.split(chunk))]) * (4 / DIRECTIONS)
+    return torch.cat([((n @ directions.T).clamp_min(0) * (v @ seen_basis.T).clamp(0, 1)) @ basis
+                      for n, v in zip(normals.split(chunk), visibility.split(chunk))]) * (4 / DIRECTIONS)
+
+
+def mirror_response(normals: Tensor, visibility: Tensor, view_dirs: Tensor, roughness: Tensor) -> Tensor:
+    """The same, [M, K], of (blurred) mirrors; view_dirs [M, 3] towards the camera, roughness [M]."""
     n_dot_v = (normals * view_dirs).sum(-1, keepdim=True)
     mirror = F.normalize(2 * n_dot_v * normals - view_dirs, dim=-1)
     alpha = roughness.clamp_min(0.1) ** 2
     bands = sh_bands(LIGHT_ORDER).to(view_dirs)
     blur = torch.exp(-0.5 * bands * (bands + 1) * alpha[:, None] ** 2)
-    return diffuse, sh_basis(mirror, LIGHT_ORDER) * blur * evaluate_visibility(visibility, mirror, blur=alpha ** 2)[:, None]
+    return sh_basis(mirror, LIGHT_ORDER) * blur * evaluate_visibility(visibility, mirror, blur=alpha ** 2)[:, None]
 
 
 def fit_light(design: Tensor, radiance: Tensor, weight: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def shown_by(design: Tensor, light: Tensor) -> Tensor:
 
 
 def painted(material: Tensor, diffuse: Tensor, mirror: Tensor) -> Tensor:
-    """Response [3, M, K] of a linear material [M, 5] from :func:`light_response`'s two sides (diffuse [M, K], or [3, M, K])."""
+    """Response [3, M, K] of a linear material [M, 5] from :func:`mirror_response` and :func:`diffuse_response` (diffuse [M, K], or [3, M, K])."""
     base, metal = material[:, :3].T[..., None], material[:, 4, None]
     return base * (1 - metal) * diffuse + normal_reflectance(base, metal) * mirror
 
@@ -103,9 +104,10 @@ def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radian
     if len(rows) < 4 * (LIGHT_ORDER + 1) ** 2:
         return out
     # Discs that the photo does not see light those that it does.
-    diffuse, mirror = light_response(cloud.normals, cloud.visibility, view_dirs, material[:, 3])
+    diffuse = diffuse_response(cloud.normals, cloud.visibility)
+    mirror = mirror_response(cloud.normals[rows], cloud.visibility[rows], view_dirs[rows], material[rows, 3])
     diffuse = (diffuse + sent_to_itself(exchange, cloud.openness, material, diffuse))[:, rows]
-    design, radiance = painted(material[rows], diffuse, mirror[rows]), radiance_lin709[rows]
+    design, radiance = painted(material[rows], diffuse, mirror), radiance_lin709[rows]
     shown = shown_by(design, fit_light(design, radiance, seen[rows].sqrt()))
     out[rows] = ((radiance + BLACK) / (shown + BLACK)).log()
     return out
@@ -126,7 +128,8 @@ def voxel_view(cloud: AnchorCloud, lift: Tensor, eye_dirs: Tensor) -> VoxelView:
     count = len(lift)
     normals = F.normalize(voxel_mean(cloud.normals, cloud.voxel, count), dim=-1)
     to_eye = F.normalize(voxel_mean(eye_dirs, cloud.voxel, count), dim=-1)
-    diffuse, mirror = light_response(normals, voxel_mean(cloud.visibility, cloud.voxel, count), to_eye, torch.full((count,), SATIN))
+    visibility = voxel_mean(cloud.visibility, cloud.voxel, count)
+    diffuse, mirror = diffuse_response(normals, visibility), mirror_response(normals, visibility, to_eye, torch.full((count,), SATIN))
     known, centres = lift[:, 8] > 0.5, lift[:, 17:20]
     nearest = torch.arange(count)
     if known.any() and not known.all():
