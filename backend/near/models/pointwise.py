@@ -158,8 +158,9 @@ class PointwisePrior(nn.Module):
     """From :func:`prior_features` to a normalised residual [L, 8]; each voxel also hears a code pooled over its object,
     so that what one part shows of the light helps all others."""
 
-    def __init__(self, width: int = 256, code: int = 128) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
+        code = width // 2
         self.register_buffer("mean", torch.zeros(CHANNELS))
         self.register_buffer("std", torch.ones(CHANNELS))
         self.read = nn.Sequential(nn.Linear(CHANNELS, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU())
@@ -183,10 +184,10 @@ class PointwisePrior(nn.Module):
 class PointwiseEnsemble(nn.Module):
     """Several priors, trained apart, and the mean of their answers: what one photo leaves open, each guesses differently."""
 
-    def __init__(self, resolution: int = 32, members: int = 2) -> None:
+    def __init__(self, resolution: int, width: int, members: int = 2) -> None:
         super().__init__()
         self.resolution = resolution
-        self.members = nn.ModuleList(PointwisePrior() for _ in range(members))
+        self.members = nn.ModuleList(PointwisePrior(width) for _ in range(members))
 
     def from_features(self, features: Tensor, counts: list[int]) -> Tensor:
         """features [N, C] of objects with ``counts`` rows each -> [N, 8]."""
