@@ -16,7 +16,7 @@ from near.lighting import prefilter
 from near.lighting.samples import sample_environment
 from near.models.anchors import build_anchors, decode_anchors
 from near.models.compact_flows import CompactFlow, CompactFlowConfig
-from near.models.evidence import GREY, explain, shown_by, voxel_view
+from near.models.evidence import GREY, LUMINANCE, explain, shown_by, voxel_view
 from near.models.exchange import build_exchange
 from near.models.harmonics import fibonacci_sphere
 from near.models.lifting import lift_photo
@@ -26,7 +26,7 @@ from near.models.shading import Surface, light_surface, shade_terms
 from near.splatting import splat
 from near.training.cache import LightLibrary
 from near.training.pointwise import RelitData, head_loss, judge, shade_voxels
-from near.training.relit import ROUGHNESS_KNOTS, RelitConfig, build_relit, hidden_radiance, redress, repaint
+from near.training.relit import ROUGHNESS_KNOTS, RelitConfig, _warmth, build_relit, hidden_radiance, redress, repaint
 
 RESOLUTION = 16
 
@@ -105,6 +105,14 @@ def test_light_on_voxels_agrees_with_the_renderers(ball, metallic):
     expected = shade_terms(surface, light_surface(surface, light, env), light, env, eye).combine()
     got = shade_voxels(material, {k: v.float() for k, v in condition.items() if k != "view"}, hidden_radiance(condition, material))
     assert (agx_srgb(got) - agx_srgb(expected)).abs().max() < 0.01
+
+
+def test_a_warmer_light_is_as_bright():
+    generator = torch.Generator().manual_seed(0)
+    tints = torch.stack([_warmth(generator, 0.2) for _ in range(200)])
+    assert torch.allclose(tints @ LUMINANCE, torch.ones(200)) and torch.allclose(_warmth(generator, 0.0), torch.ones(3))
+    red, blue = (tints[:, 0] / tints[:, 1]).log(), (tints[:, 2] / tints[:, 1]).log()
+    assert torch.allclose(red, -blue, atol=1e-5) and 0.15 < float(red.std()) < 0.25
 
 
 def test_redressing_takes_over_the_means():

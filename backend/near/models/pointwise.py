@@ -17,7 +17,7 @@ LOCAL_CHANNELS = LIFT_CHANNELS + 7 + 4 * len(BLURS) + 2 * 5
 GLOBAL_CHANNELS = 27
 EXPLAINED_LOCAL, EXPLAINED_GLOBAL = 22, 21
 CHANNELS = LOCAL_CHANNELS + GLOBAL_CHANNELS + EXPLAINED_LOCAL + EXPLAINED_GLOBAL
-DROPOUT = 0.05
+DROPOUT = 0.08
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95, 1.0])
 
 
@@ -130,7 +130,8 @@ def _columns() -> tuple[list[int], list[int], list[tuple[int, int, int]]]:
     (first column, second, length) that belong to x and y."""
     mirrors = LIFT_CHANNELS + 7 + 4 * len(BLURS)
     whole, shown = LOCAL_CHANNELS, LOCAL_CHANNELS + GLOBAL_CHANNELS
-    pairs = [(mirrors, mirrors + 5, 5), (whole + 25, whole + 26, 1), (shown + 15, shown + 18, 3), (shown + EXPLAINED_LOCAL, shown + EXPLAINED_LOCAL + 2, 2)]
+    light = shown + EXPLAINED_LOCAL
+    pairs = [(mirrors, mirrors + 5, 5), (whole + 25, whole + 26, 1), (shown + 15, shown + 18, 3), (light, light + 2, 2)]
     return [10, 14, 17, whole + 12], [whole + 15], pairs
 
 

@@ -42,9 +42,9 @@ class RelitConfig:
     """dressings: paints an object is shown in (the first is its own); repainted: share of the others that take over another
     object's paints one by one, where the rest are shifted as a whole; lights: synthetic photos per dressing and camera;
     exposure_stops: deviation of a photo's exposure around its light's natural strength; darkest: mean radiance of the dimmest light
-    that photos are taken in; mixed: share of photos under two lights at once; warmth: deviation of the logarithm of red (and, the other
-    way, of blue) that a photo's light is warmer than the library has it, for a library is small; conditions: new lights per camera that the answer is
-    judged under, and light_stops the deviation of their strength; voxels: drawn of every photo."""
+    that photos are taken in; mixed: share of photos under two lights at once; warmth: deviation of the logarithm of red
+    (and, the other way, of blue) that a photo's light is warmer than the library has it, for a library is small; conditions: new
+    lights per camera that the answer is judged under, and light_stops the deviation of their strength; voxels: drawn of every photo."""
 
     dressings: int = 3
     repainted: float = 0.6
