@@ -218,6 +218,9 @@ def test_create_from_a_photo_and_a_mesh_is_reproducible(engine, box_mesh):
     second = engine.create(photo, mesh=box_mesh, camera=camera)
     assert torch.equal(first.feats, second.feats) and first.color_feats is not None
     assert [f for _, f in stages] == sorted(f for _, f in stages) and stages[-1][1] == 1.0
+    shorter = engine.create(photo, mesh=box_mesh, camera=camera, exposure_stops=-2.0)
+    assert shorter.meta["exposure_stops"] == -2.0 and "exposure_stops" not in first.meta
+    assert shorter.feats[:, :3].float().mean() < first.feats[:, :3].float().mean() - 0.1
 
 
 def test_cancel_stops_create(engine, box_mesh):

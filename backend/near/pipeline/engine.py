@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -143,8 +144,10 @@ class Engine:
         if self.is_compact:
             from near.pipeline.compact_assets import create_asset
 
-            return create_asset(self._compact(), photo, mesh, camera, seed=seed, steps=steps, progress=progress, cancelled=cancelled)
-        return self._official().create(photo, mesh=mesh, seed=seed, steps=steps, progress=progress, cancelled=cancelled)
+            asset = create_asset(self._compact(), photo, mesh, camera, seed=seed, steps=steps, progress=progress, cancelled=cancelled)
+        else:
+            asset = self._official().create(photo, mesh=mesh, seed=seed, steps=steps, progress=progress, cancelled=cancelled)
+        return replace(asset, meta={**asset.meta, "exposure_stops": exposure_stops}) if exposure_stops else asset
 
     # -- frames --------------------------------------------------------------------------------------------------
 
