@@ -5,6 +5,8 @@ from __future__ import annotations
 import bpy
 from bpy.props import BoolProperty, CollectionProperty, EnumProperty, FloatProperty, IntProperty, PointerProperty, StringProperty
 
+from .wire import MAX_STOPS
+
 GEOMETRIES = [
     ("PHOTO", "From the Photo", "Inflate the outline of the photo; plausible from the photo's side"),
     ("MESH", "Mesh Object", "Use a mesh of the scene as it is; the asset takes its place, size and turn"),
@@ -50,7 +52,7 @@ class NEAR_PG_scene(bpy.types.PropertyGroup):
     use_shape_photo: BoolProperty(name="Style Transfer", description="Shape from another photo, look from the photo above", options=set())
     shape_photo: StringProperty(name="Shape Photo", description="Photo that gives the shape", subtype="FILE_PATH", options=_RELATIVE)
     exposure: FloatProperty(name="Exposure", description="Stops by which the photo is read as if exposed longer: raise it where a photo taken "
-                            "in the dark made a dark asset", default=0.0, min=-6.0, max=6.0, soft_min=-3.0, soft_max=3.0, options=set())
+                            "in the dark made a dark asset", default=0.0, min=-MAX_STOPS, max=MAX_STOPS, soft_min=-3.0, soft_max=3.0, options=set())
     seed: IntProperty(name="Seed", description="What the model guesses differs with it", min=0, max=2**31 - 1, options=set())
     hide_mesh: BoolProperty(name="Hide the Mesh", description="Hide the mesh that gave the shape, so that it is not seen twice",
                             default=True, options=set())

@@ -40,7 +40,7 @@ class FakeEngine:
         return small_asset(kind="encode", seed=seed, mesh_sha256=mesh.sha256)
 
     def create(self, photo, *, mesh=None, camera=None, seed=0, steps=None, exposure_stops=0.0, progress=None, cancelled=None) -> Asset:
-        self._called("create", photo, mesh, camera, steps)
+        self._called("create", photo, mesh, camera, steps, exposure_stops)
         if progress:
             progress("sample", 0.5, None)
         return small_asset(kind="create", seed=seed)

@@ -227,11 +227,12 @@ def test_create_and_encode_and_inspect(place, capsys):
     picture[16:48, 12:36] = 255
     Image.fromarray(picture).save("p.png")
     cube(Path("m.glb"))
-    assert run("create", "p.png", "-o", "made.near", "--mesh", "m.glb", "--camera", "0,0,2,40", "--mask", "mask.png", "--steps", "2", "--json") == 0
+    assert run("create", "p.png", "-o", "made.near", "--mesh", "m.glb", "--camera", "0,0,2,40", "--mask", "mask.png", "--steps", "2",
+               "--exposure", "0.5", "--json") == 0
     created = json.loads(capsys.readouterr().out)
     assert created["meta"]["kind"] == "create" and Path("made.near").is_file() and Path("mask.png").is_file()
     call = place.engines[-1].calls[0]
-    assert (call[3].width, call[3].height) == (48, 64) and call[4] == 2
+    assert (call[3].width, call[3].height) == (48, 64) and call[4:] == (2, 0.5)
     assert run("encode", "m.glb", "-o", "encoded.near", "--quiet") == 0
     capsys.readouterr()
     assert run("inspect", "encoded.near", "--json", "--save", "copy.near") == 0

@@ -18,9 +18,10 @@ from near.errors import NearError
 from near.geometry.cameras import Camera, orbit_camera
 from near.geometry.matting import matte, matte_preview
 from near.geometry.mesh import RawMesh, to_asset_space
-from near.geometry.photo import MAX_SIDE, MAX_STOPS, Photo, exposed, load_photo, square_crop
+from near.geometry.photo import MAX_SIDE, Photo, exposed, load_photo, square_crop
 from near.geometry.silhouette import SilhouetteSettings, silhouette_mesh
 from near.geometry.sources import GeometryRequest, geometry_source, register_source, source_names, unregister_source
+from near.wire import MAX_STOPS
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

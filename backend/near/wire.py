@@ -25,6 +25,7 @@ MAX_UPLOAD_BYTES = 1024 ** 3
 MAX_SIDE = 16_384
 MAX_PIXELS = 64 * 1024 * 1024
 MAX_ASSETS = 64
+MAX_STOPS = 6.0  # by which a photo may be read as if exposed longer or shorter
 PASS_CHANNELS = {"color": 4, "alpha": 1, "base_color": 3, "roughness": 1, "metallic": 1, "shadow": 1, "normal": 3,
                  "depth": 1}
 QUALITIES = ("draft", "full", "progressive")
@@ -239,7 +240,7 @@ class Create(Message):
     camera: Annotated[object, Part(CameraSpec, optional=True)] = None
     seed: Annotated[int, Int()] = 0
     steps: Annotated[int, Int(0, 1000)] = 0
-    exposure_stops: Annotated[float, Num(-6, 6)] = 0.0
+    exposure_stops: Annotated[float, Num(-MAX_STOPS, MAX_STOPS)] = 0.0
     deadline_s: Annotated[float, DEADLINE] = 0.0
 
 

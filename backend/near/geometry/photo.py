@@ -15,11 +15,11 @@ from torch import Tensor
 
 from near.colour import agx_inverse, agx_srgb
 from near.errors import NearError
+from near.wire import MAX_STOPS
 
 MIN_SIDE, MAX_SIDE = 32, 2048  # larger photos are reduced: nothing downstream resolves more
 MAX_PIXELS = 170 * 2**20  # just below what Pillow itself refuses
 MAX_FILE_BYTES = 512 << 20
-MAX_STOPS = 6.0
 SOLID = 0.8  # of full opacity: what counts as the object for its bounding box
 
 
@@ -43,11 +43,10 @@ class Photo:
         return bool((self.alpha < 254.5 / 255).any())
 
 
-def check_stops(stops: float) -> float:
+def check_stops(stops: float) -> None:
     """Raises ``exposure-invalid`` beyond ``MAX_STOPS`` either way."""
     if not -MAX_STOPS <= stops <= MAX_STOPS:
         raise NearError("exposure-invalid", f"An exposure of {stops:g} stops was asked for.", f"Use between -{MAX_STOPS:g} and {MAX_STOPS:g} stops.")
-    return stops
 
 
 def exposed(photo: Photo, stops: float) -> Photo:
@@ -56,7 +55,8 @@ def exposed(photo: Photo, stops: float) -> Photo:
     Raises:
         NearError: ``exposure-invalid``.
     """
-    return photo if check_stops(stops) == 0 else replace(photo, srgb=agx_srgb(agx_inverse(photo.srgb) * 2.0 ** stops))
+    check_stops(stops)
+    return photo if stops == 0 else replace(photo, srgb=agx_srgb(agx_inverse(photo.srgb) * 2.0 ** stops))
 
 
 def load_photo(source: str | Path | bytes) -> Photo:

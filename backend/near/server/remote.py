@@ -56,7 +56,8 @@ class RemoteEngine:
         """As `Engine.create`; photo and mesh are files."""
         request = wire.Create(id=self._client.new_id(), photo=self._upload(photo, "photo"),
                               mesh=self._upload(mesh, "mesh") if mesh is not None else "",
-                              camera=spec_of_camera(camera) if camera is not None else None, seed=seed, steps=steps or 0, exposure_stops=exposure_stops)
+                              camera=spec_of_camera(camera) if camera is not None else None, seed=seed, steps=steps or 0,
+                              exposure_stops=exposure_stops)
         return self._job(request, progress, cancelled)
 
     def render(self, placed: Sequence[PlacedAsset], light: Environment, camera: Camera, *, passes: Sequence[str] = ("color",),
