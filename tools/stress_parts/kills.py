@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from near import wire
+from near.connection import process_alive
 from near.errors import NearError
 
 from stress_parts.stand import REPOSITORY, TESTS, Stand, children, scene
@@ -125,8 +126,6 @@ time.sleep(600)
 
 def parent_dies(home: Path, way: str = "pid") -> dict:
     """Kills the process that started a backend. -> seconds until everything of it was gone, and what was left after 5 s."""
-    import psutil
-
     def segments() -> set[str]:
         return {str(p) for folder in ("/dev/shm", "/tmp", str(home / "run")) if Path(folder).is_dir()
                 for p in Path(folder).iterdir() if "near" in p.name.lower() and (p.is_socket() or p.suffix == ".shm")}
@@ -140,7 +139,7 @@ def parent_dies(home: Path, way: str = "pid") -> dict:
     begun = time.monotonic()
     left = [told["broker"], told["worker"]]
     while left and time.monotonic() - begun < 5:
-        left = [pid for pid in left if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+        left = [pid for pid in left if process_alive(pid)]
         time.sleep(0.02)
     seconds = time.monotonic() - begun
     parent.wait()
