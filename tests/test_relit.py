@@ -24,7 +24,7 @@ from near.models.material import decode_material, encode_material, voxel_mean
 from near.models.pointwise import CHANNELS, GLOBAL_CHANNELS, LOCAL_CHANNELS, prior_features, seen_otherwise
 from near.models.shading import Surface, light_surface, shade_terms
 from near.splatting import splat
-from near.training.cache import LightLibrary
+from near.training.lights import LightLibrary
 from near.training.pointwise import RelitData, head_loss, judge, shade_voxels
 from near.training.relit import ROUGHNESS_KNOTS, RelitConfig, _warmth, build_relit, hidden_radiance, redress, repaint
 
@@ -35,7 +35,7 @@ class OneLight(LightLibrary):
     """A light library of a sample environment."""
 
     def __init__(self) -> None:
-        self.paths = {"studio": None}
+        self.paths, self.invented = {"studio": None}, []
         env = sample_environment("studio")
         self._made = env, prefilter(env)
 
@@ -72,8 +72,9 @@ def ball():
 def test_a_relit_object_holds_what_the_trainer_reads(ball):
     raw, made = ball
     count = len(raw["coords"])
-    assert len(made["photos"]) == 2 * 2 * 2 and len(made["conditions"]) == 2
-    assert made["targets"].shape == (2, count, 8) and made["features"].shape == (8, 64, CHANNELS)
+    assert [p["dressing"] for p in made["photos"]] == [0] * 4 + [1] * 2  # its own paint from both views, the other from one
+    assert len(made["conditions"]) == 2
+    assert made["targets"].shape == (2, count, 8) and made["features"].shape == (6, 64, CHANNELS)
     # The photos show the paint: seen red voxels are redder than seen grey ones.
     photo = next(p for p in made["photos"] if p["dressing"] == 0 and p["view"] == 0)
     known = made["static"][0, :, 8] > 0.5

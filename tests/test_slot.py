@@ -121,7 +121,8 @@ def test_training_through_the_rasteriser_is_the_same(objects):
     import torch
     from near.assets import Anchors
     from near.models.anchors import decode_anchors
-    from near.training.cache import CacheConfig, LightLibrary, build_cache, unpack_matrix
+    from near.training.cache import CacheConfig, build_cache, unpack_matrix
+    from near.training.lights import LightLibrary
     from near.training.rasterised import rasterised
     from near.training.renderer import SparseSplat
     from near.training.starter import read_starter

@@ -23,7 +23,7 @@ from near.lighting import Environment
 from near.lighting.samples import sample_environment
 from near.output import write_environment
 from near.training import losses as losses_module
-from near.training.cache import LightLibrary
+from near.training.lights import LightLibrary, mean_luminance
 from near.training.flow_data import held_out_rows
 from near.training.journal import Journal, Sheet
 from near.training.loop import LoopConfig, Sampler, run
@@ -167,6 +167,23 @@ def test_photos_are_not_taken_in_the_dark(tmp_path):
     assert lights.brighter_than(0.3) == ["day"] and lights.brighter_than(0.001) == ["day", "night"]
     with pytest.raises(NearError, match="bright enough"):
         lights.brighter_than(2.0)
+
+
+def test_invented_lights_are_new_natural_and_the_same_again(tmp_path):
+    for name, strength in (("day", 1.0), ("room", 0.5), ("night", 0.01)):
+        pixels = torch.full((16, 32, 3), strength)
+        pixels[2:4, 5:9] *= 20  # a lamp
+        write_environment(tmp_path / f"{name}.exr", Environment(pixels))
+    libraries = [LightLibrary(tmp_path) for _ in range(2)]
+    for library in libraries:
+        library.invent(12, 0.3, seed=3)
+        assert len(library.invented) == 12 and library.brighter_than(0.3) == ["day", "room"]
+    maps = [[library.get(name, 0.0, 1.0)[0].rgb_lin709 for name in library.invented] for library in libraries]
+    assert all(torch.equal(a, b) for a, b in zip(*maps))
+    low, high = (mean_luminance(libraries[0].get(name, 0.0, 1.0)[0].rgb_lin709) for name in ("room", "day"))
+    for k, made in enumerate(maps[0]):
+        assert torch.isfinite(made).all() and made.min() >= 0 and 0.4 * low < mean_luminance(made) < 2.5 * high
+        assert not any(torch.allclose(made, other) for other in maps[0][:k])
 
 
 def test_the_perceptual_loss_is_lpips_where_it_is_installed(tmp_path, monkeypatch):

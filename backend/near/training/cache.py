@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from near.colour import agx_srgb
-from near.errors import NearError
 from near.geometry.cameras import Camera
-from near.lighting import Environment, PrefilteredLight, load_environment, prefilter, rotation_z
 from near.models.anchors import AnchorCloud, build_anchors, decode_anchors, front_facing
-from near.models.evidence import LUMINANCE
 from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import encode_colour, encode_material, shaded_slat, voxel_mean
 from near.models.shading import light_surface, shade_terms
 from near.splatting import SURFACE, splat_weights
+from near.training.lights import LightLibrary
 from near.training.starter import StarterObject, read_starter
 
 SUPERSAMPLE = 2
@@ -36,33 +34,6 @@ class CacheConfig:
 
     resolution: int = 32
     spread: float = 0.6
-
-
-class LightLibrary:
-    """Environments of a folder by name, prefiltered once each."""
-
-    def __init__(self, folder: Path) -> None:
-        self.paths = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in (".exr", ".hdr")}
-        self._loaded: dict[str, tuple[Environment, PrefilteredLight]] = {}
-
-    def get(self, name: str, rotation_z_rad: float, strength: float) -> tuple[Environment, PrefilteredLight]:
-        if name not in self._loaded:
-            env = load_environment(self.paths[name], allow_repair=True)
-            self._loaded[name] = (env, prefilter(env))
-        env, light = self._loaded[name]
-        return Environment(env.rgb_lin709, rotation_z(rotation_z_rad), strength), light
-
-    def brighter_than(self, mean_radiance: float) -> list[str]:
-        """Names of the environments of at least this mean luminance over the sphere, sorted.
-
-        Raises:
-            NearError: ``training-lights-dim`` when there is none.
-        """
-        names = sorted(n for n in self.paths if float(self.get(n, 0.0, 1.0)[1].mean_lin709 @ LUMINANCE) >= mean_radiance)
-        if not names:
-            raise NearError("training-lights-dim", f"None of the {len(self.paths)} lights is bright enough for a photo: a mean radiance of "
-                            f"{mean_radiance:g} is needed.", "Add environment maps of daylight or of a lit room.")
-        return names
 
 
 def splat_matrix(cloud: AnchorCloud, camera: Camera) -> scipy.sparse.csr_matrix:

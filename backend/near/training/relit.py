@@ -31,7 +31,7 @@ from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
 from near.models.pointwise import prior_features
 from near.models.shading import HIDDEN_SHARE, irradiance, light_surface, lobe_albedo, reflection, shade_terms, total_albedo
-from near.training.cache import LightLibrary
+from near.training.lights import LightLibrary, uniform
 
 ROUGHNESS_KNOTS = (0.05, 0.2, 0.4, 0.65, 1.0)
 PERMUTATIONS = tuple(itertools.permutations(range(3)))
@@ -40,18 +40,23 @@ PERMUTATIONS = tuple(itertools.permutations(range(3)))
 @dataclass(frozen=True)
 class RelitConfig:
     """dressings: paints an object is shown in (the first is its own); repainted: share of the others that take over another
-    object's paints one by one, where the rest are shifted as a whole; lights: synthetic photos per dressing and camera;
+    object's paints one by one, where the rest are shifted as a whole; views: cameras that see such another paint (all see its
+    own), few because paints are known by heart long before photos are; lights: synthetic photos per dressing and camera;
     exposure_stops: deviation of a photo's exposure around its light's natural strength; darkest: mean radiance of the dimmest light
-    that photos are taken in; mixed: share of photos under two lights at once; warmth: deviation of the logarithm of red
+    that photos are taken in; invented: lights made of the library's for photos, and unfamiliar the share of photos under them; mixed: share
+    of photos under two lights at once; warmth: deviation of the logarithm of red
     (and, the other way, of blue) that a photo's light is warmer than the library has it, for a library is small; conditions: new
     lights per camera that the answer is judged under, and light_stops the deviation of their strength; voxels: drawn of every photo."""
 
-    dressings: int = 3
-    repainted: float = 0.6
-    lights: int = 6
+    dressings: int = 25
+    repainted: float = 0.7
+    views: int = 1
+    lights: int = 1
     exposure_stops: float = 0.15
     darkest: float = 0.3
-    mixed: float = 0.4
+    invented: int = 120
+    unfamiliar: float = 0.5
+    mixed: float = 0.3
     warmth: float = 0.1
     conditions: int = 2
     light_stops: float = 0.35
@@ -59,14 +64,10 @@ class RelitConfig:
     resolution: int = 32
 
 
-def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))
-
-
 def _random_light(lights: LightLibrary, names: list[str], generator: torch.Generator, stops: float) -> tuple[Environment, PrefilteredLight]:
     name = names[int(torch.randint(len(names), (), generator=generator))]
     strength = 2 ** (stops * float(torch.randn((), generator=generator)))
-    return lights.get(name, _uniform(generator, 0, 2 * math.pi), strength)
+    return lights.get(name, uniform(generator, 0, 2 * math.pi), strength)
 
 
 def _warmth(generator: torch.Generator, deviation: float) -> Tensor:
@@ -126,24 +127,25 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
     dressings = [own]
     for _ in range(config.dressings - 1):
         other = others[int(torch.randint(len(others), (), generator=generator))]
-        order = PERMUTATIONS[int(torch.randint(6, (), generator=generator))] if _uniform(generator) < 0.3 else (0, 1, 2)
-        change = repaint if _uniform(generator) < config.repainted else lambda a, b, o, _: redress(a, b, o)
+        order = PERMUTATIONS[int(torch.randint(6, (), generator=generator))] if uniform(generator) < 0.3 else (0, 1, 2)
+        change = repaint if uniform(generator) < config.repainted else lambda a, b, o, _: redress(a, b, o)
         dressings.append(change(own, decode_material(other["material"].float()), order, generator))
     views = [_view(raw, cloud, coords, v, config.resolution) for v in range(len(raw["cam_from_world"]))]
     photos, bright = [], lights.brighter_than(config.darkest)
     exchange = build_exchange(cloud, config.resolution)
     for d, material in enumerate(dressings):
         surface = cloud.surface(material)
-        for v, view in enumerate(views):
-            shades = []
+        for v in range(len(views)) if d == 0 else torch.randperm(len(views), generator=generator)[:config.views].tolist():
+            def shaded(eye: Tensor = views[v]["eye"]) -> Tensor:
+                names = lights.invented if lights.invented and uniform(generator) < config.unfamiliar else bright
+                env, light = _random_light(lights, names, generator, config.exposure_stops)
+                return shade_terms(surface, light_surface(surface, light, env, exchange), light, env, eye).combine()
+
             for _ in range(config.lights):
-                env, light = _random_light(lights, bright, generator, config.exposure_stops)
-                shades.append(shade_terms(surface, light_surface(surface, light, env, exchange), light, env, view["eye"]).combine())
-            for k in range(config.lights):
-                shade = shades[k]
-                if _uniform(generator) < config.mixed:
-                    shade = torch.lerp(shade, shades[int(torch.randint(config.lights, (), generator=generator))], _uniform(generator, 0, 0.6))
-                photos.append({"dressing": d, "view": v, **_observe(agx_srgb(shade * _warmth(generator, config.warmth)), cloud, view, count)})
+                shade = shaded()
+                if uniform(generator) < config.mixed:
+                    shade = torch.lerp(shade, shaded(), uniform(generator, 0, 0.6))
+                photos.append({"dressing": d, "view": v, **_observe(agx_srgb(shade * _warmth(generator, config.warmth)), cloud, views[v], count)})
     real = _rendered(raw, cloud, coords, views, bright, generator, config) if "lit" in raw else []
     targets = []
     for d, material in enumerate(dressings):
@@ -249,6 +251,7 @@ def relit_folder(files: list[Path], hdri_folder: Path, out: Path, part: int, par
                  progress: Callable[[], object] = lambda: None) -> None:
     """Relit caches of this part's share of ``files`` (cache entries), each once."""
     lights = LightLibrary(hdri_folder)
+    lights.invent(config.invented, config.darkest, seed=part)
     others = [{"material": torch.load(p, weights_only=True, mmap=True)["material"]} for p in files]
     out.mkdir(parents=True, exist_ok=True)
     for k, path in list(enumerate(files))[part::parts]:

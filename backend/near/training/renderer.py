@@ -20,9 +20,10 @@ from near.models.compact_renderer import CompactRendererModel, encoder_inputs, g
 from near.models.exchange import build_exchange
 from near.models.material import HOMOGENEOUS, MATERIAL, decode_material
 from near.models.shading import light_surface, shade_terms
-from near.training.cache import LightLibrary, unpack_matrix
+from near.training.cache import unpack_matrix
 from near.training.flow_data import held_out_rows
 from near.training.journal import Sheet
+from near.training.lights import LightLibrary
 from near.training.losses import image_loss, perceptual_loss
 from near.training.loop import LoopConfig, Sampler, processes, run
 from near.training.pictures import comparison

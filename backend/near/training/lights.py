@@ -1,0 +1,100 @@
+"""Lights to train under: the environments of a folder, and further ones made of two of them each.
+
+A few dozen lights are known by heart as soon as a few hundred objects are, with how bright and how warm each of them is. What is
+made of two at a time, at other strengths and contrasts, is no light that a network can recognise.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from near.errors import NearError
+from near.lighting import Environment, PrefilteredLight, load_environment, prefilter, rotation_z, row_solid_angles, texel_directions
+from near.models.evidence import LUMINANCE
+
+JOINED_SHARE = 0.75        # of the made lights show two environments, the others one
+CONTRAST_DEVIATION = 0.2   # of the logarithm of the exponent
+CONTRAST_LIMIT = 20.0      # how much brighter a small sun may become
+TINT_DEVIATION = 0.07      # of the logarithm, per channel
+STRENGTH_STOPS = 0.2
+
+
+class LightLibrary:
+    """Environments of a folder by name, prefiltered once each; :meth:`invent` adds to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in (".exr", ".hdr")}
+        self.invented: list[str] = []
+        self._loaded: dict[str, tuple[Environment, PrefilteredLight]] = {}
+
+    def get(self, name: str, rotation_z_rad: float, strength: float) -> tuple[Environment, PrefilteredLight]:
+        if name not in self._loaded:
+            self._keep(name, load_environment(self.paths[name], allow_repair=True))
+        env, light = self._loaded[name]
+        return Environment(env.rgb_lin709, rotation_z(rotation_z_rad), strength), light
+
+    def _keep(self, name: str, env: Environment) -> None:
+        self._loaded[name] = (env, prefilter(env))
+
+    def brighter_than(self, mean_radiance: float) -> list[str]:
+        """Names of the folder's environments of at least this mean luminance over the sphere, sorted.
+
+        Raises:
+            NearError: ``training-lights-dim`` when there is none.
+        """
+        names = sorted(n for n in self.paths if float(self.get(n, 0.0, 1.0)[1].mean_lin709 @ LUMINANCE) >= mean_radiance)
+        if not names:
+            raise NearError("training-lights-dim", f"None of the {len(self.paths)} lights is bright enough for a photo: a mean radiance of "
+                            f"{mean_radiance:g} is needed.", "Add environment maps of daylight or of a lit room.")
+        return names
+
+    def invent(self, count: int, darkest: float, seed: int) -> None:
+        """Add ``count`` made lights (``invented`` names them), of environments of at least the mean luminance ``darkest``.
+
+        Raises:
+            NearError: ``training-lights-dim``.
+        """
+        names, generator = self.brighter_than(darkest), torch.Generator().manual_seed(seed)
+        for k in range(count):
+            first, second = (self.get(names[int(torch.randint(len(names), (), generator=generator))], 0.0, 1.0)[0].rgb_lin709 for _ in range(2))
+            name = f"invented {k}"
+            self._keep(name, Environment(_joined(_changed(first, generator), _changed(second, generator), generator)))
+            self.invented.append(name)
+
+
+def mean_luminance(rgb_lin709: Tensor) -> float:
+    """Over the sphere, of an equirectangular map [H, W, 3]."""
+    height, width = rgb_lin709.shape[:2]
+    return float((rgb_lin709 @ LUMINANCE).double().sum(1) @ row_solid_angles(height, width)) / (4 * math.pi)
+
+
+def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _changed(rgb: Tensor, generator: torch.Generator) -> Tensor:
+    """The map [H, W, 3] turned, perhaps mirrored, of other contrast and tint, as bright on average as before."""
+    made = rgb.roll(int(torch.randint(rgb.shape[1], (), generator=generator)), 1)
+    if uniform(generator) < 0.5:
+        made = made.flip(1)
+    luminance = (made @ LUMINANCE).clamp_min(1e-4)
+    exponent = math.exp(CONTRAST_DEVIATION * float(torch.randn((), generator=generator)))
+    made = made * (luminance / luminance.mean()).pow(exponent - 1).clamp_max(CONTRAST_LIMIT)[..., None]
+    made = made * (TINT_DEVIATION * torch.randn(3, generator=generator)).exp()
+    return made * (mean_luminance(rgb) / max(mean_luminance(made), 1e-6))
+
+
+def _joined(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor:
+    """One map [H, W, 3] of two: each on its side of a soft boundary of random direction, or the first alone."""
+    strength = 2 ** (STRENGTH_STOPS * float(torch.randn((), generator=generator)))
+    if uniform(generator) > JOINED_SHARE:
+        return first * strength
+    if second.shape != first.shape:
+        second = torch.nn.functional.interpolate(second.permute(2, 0, 1)[None], first.shape[:2], mode="area")[0].permute(1, 2, 0)
+    normal = torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0)
+    side = texel_directions(*first.shape[:2]) @ normal - uniform(generator, -0.5, 0.5)
+    return torch.lerp(second, first, torch.sigmoid(side * uniform(generator, 2, 8))[..., None]) * strength
