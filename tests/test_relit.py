@@ -9,14 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from near.colour import agx_srgb
+from near.colour import LUMINANCE, agx_srgb
 from near.errors import NearError
 from near.geometry.cameras import orbit_camera
 from near.lighting import prefilter
 from near.lighting.samples import sample_environment
 from near.models.anchors import build_anchors, decode_anchors
 from near.models.compact_flows import CompactFlow, CompactFlowConfig
-from near.models.evidence import GREY, LUMINANCE, explain, shown_by, voxel_view
+from near.models.evidence import GREY, explain, shown_by, voxel_view
 from near.models.exchange import build_exchange
 from near.models.harmonics import fibonacci_sphere
 from near.models.lifting import lift_photo

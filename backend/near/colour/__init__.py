@@ -2,6 +2,6 @@
 
 from near.colour.agx import agx_inverse, agx_srgb
 from near.colour.ocio import agx_srgb_ocio
-from near.colour.srgb import srgb_decode, srgb_encode, to_uint8
+from near.colour.srgb import LUMINANCE, srgb_decode, srgb_encode, to_uint8
 
-__all__ = ["agx_inverse", "agx_srgb", "agx_srgb_ocio", "srgb_decode", "srgb_encode", "to_uint8"]
+__all__ = ["LUMINANCE", "agx_inverse", "agx_srgb", "agx_srgb_ocio", "srgb_decode", "srgb_encode", "to_uint8"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Colour = np.ndarray | Tensor
+LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])  # of linear Rec.709
 
 
 def srgb_encode(linear: Colour) -> Colour:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from near.colour import LUMINANCE
 from near.lighting.equirect import resample_equirect, row_solid_angles, texel_directions
 
 ROWS = 128
@@ -30,7 +31,7 @@ def directional_samples(rgb: Tensor, count: int = 128) -> tuple[Tensor, Tensor]:
     small = resample_equirect(rgb, rows, 2 * rows)
     flux = (small.double() * row_solid_angles(rows, 2 * rows)[:, None, None]).reshape(-1, 3).numpy()
     points = texel_directions(rows, 2 * rows).reshape(-1, 3).double().numpy()
-    weight = flux @ np.array([0.2126, 0.7152, 0.0722])
+    weight = flux @ LUMINANCE.numpy()
     # A floor keeps black regions covered: without it they would share one meaningless direction.
     floor = max(weight.sum(), 1e-12) * 1e-4 / (4 * math.pi)
     weight = weight + floor * np.repeat(row_solid_angles(rows, 2 * rows).numpy(), 2 * rows)

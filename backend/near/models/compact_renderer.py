@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from near.colour import LUMINANCE
 from near.lighting import Environment, condition, resample_equirect
 from near.models.anchors import AnchorCloud
 from near.models.basis import NeuralBasis, NeuralBasisConfig
@@ -107,7 +108,7 @@ class CompactRendererModel(nn.Module):
         """
         maps = []
         for env in environments:
-            luminance = (resample_equirect(env.rgb_lin709, 8, 16) @ torch.tensor([0.2126, 0.7152, 0.0722])).mean().clamp_min(1e-6)
+            luminance = (resample_equirect(env.rgb_lin709, 8, 16) @ LUMINANCE).mean().clamp_min(1e-6)
             maps.append(condition(Environment(env.rgb_lin709 / luminance, env.env_from_world, 1.0), *LIGHT_GRID))
         return self.hdri_encoder(torch.stack(maps))
 

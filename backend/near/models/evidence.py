@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from near.colour import LUMINANCE
 from near.models.anchors import AnchorCloud
 from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
@@ -30,7 +31,6 @@ OUTLIER = 0.5      # log error from which a row counts less: a highlight must no
 ROUNDS = 3
 BLACK = 0.004      # radiance added before logarithms
 SATIN, GREY = 0.35, 0.4  # roughness and base colour of the object that the light is fitted to
-LUMINANCE = torch.tensor([0.2126, 0.7152, 0.0722])
 
 
 def diffuse_response(normals: Tensor, visibility: Tensor, chunk: int = 16384) -> Tensor:

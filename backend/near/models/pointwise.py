@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from near.colour import agx_inverse
-from near.models.evidence import LUMINANCE, VoxelView, explain, irradiance_along_axes, mean_radiance
+from near.colour import LUMINANCE, agx_inverse
+from near.models.evidence import VoxelView, explain, irradiance_along_axes, mean_radiance
 from near.models.lifting import LIFT_CHANNELS
 from near.models.material import SLAT_CHANNELS
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from near.colour import LUMINANCE
 from near.errors import NearError
 from near.lighting import Environment, PrefilteredLight, load_environment, prefilter, rotation_z, row_solid_angles, texel_directions
-from near.models.evidence import LUMINANCE
 
 JOINED_SHARE = 0.75        # of the made lights show two environments, the others one
 CONTRAST_DEVIATION = 0.2   # of the logarithm of the exponent

@@ -21,11 +21,11 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from near.assets import Anchors
-from near.colour import agx_srgb
+from near.colour import LUMINANCE, agx_srgb
 from near.geometry.cameras import Camera
 from near.lighting import Environment, PrefilteredLight
 from near.models.anchors import AnchorCloud, decode_anchors
-from near.models.evidence import LUMINANCE, VoxelView, voxel_view
+from near.models.evidence import VoxelView, voxel_view
 from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean
