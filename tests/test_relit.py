@@ -104,7 +104,7 @@ def test_light_on_voxels_agrees_with_the_renderers(ball, metallic):
     env, light = lights.get("studio", 0.0, 1.0)
     eye = F.normalize(mean(views[0]["eye"]), dim=-1)
     expected = shade_terms(surface, light_surface(surface, light, env), light, env, eye).combine()
-    got = shade_voxels(material, {k: v.float() for k, v in condition.items() if k != "view"}, hidden_radiance(condition, material))
+    got = shade_voxels(material, {k: v.float() for k, v in condition.items() if k != "view"}, hidden_radiance([condition], material[None])[0, 0])
     assert (agx_srgb(got) - agx_srgb(expected)).abs().max() < 0.01
 
 

@@ -40,8 +40,8 @@ def encode_material(base_lin709: Tensor, roughness: Tensor, metallic: Tensor) ->
 
 
 def decode_material(encoded: Tensor) -> Tensor:
-    """[N, 5] encoded -> [N, 5] linear base colour, roughness, metallic, each in 0..1."""
-    return torch.cat([decode_colour(encoded[:, :3]), encoded[:, 3:5].clamp(-1, 1) * 0.5 + 0.5], -1)
+    """[..., 5] encoded -> [..., 5] linear base colour, roughness, metallic, each in 0..1."""
+    return torch.cat([decode_colour(encoded[..., :3]), encoded[..., 3:5].clamp(-1, 1) * 0.5 + 0.5], -1)
 
 
 def shaded_slat(display_srgb: Tensor) -> Tensor:

@@ -70,8 +70,7 @@ class RelitData:
             if not all("grazing" in c for c in item["conditions"]):
                 raise NearError("training-data-old", f"{path} was made by an earlier version.", "Remove its folder and run near train relit again.")
             item["rendered"] = [k for k, p in enumerate(item["photos"]) if "light" in p]
-            item["hidden"] = torch.stack([torch.stack([hidden_radiance(c, decode_material(t.float()[:, MATERIAL])) for c in item["conditions"]])
-                                          for t in item["targets"]])
+            item["hidden"] = hidden_radiance(item["conditions"], decode_material(item["targets"].float()[..., MATERIAL]))
         rendered = [o for o, item in enumerate(self.objects) if item["rendered"]]
         self.test = [rendered[k] for k in held_out_rows(len(rendered), held_out)] if held_out else []
         known = {self.objects[o]["name"] for o in self.test}

@@ -239,12 +239,13 @@ def _conditions(cloud: AnchorCloud, count: int, views: list[dict], lights: Light
     return out
 
 
-def hidden_radiance(condition: dict[str, Tensor], material: Tensor) -> Tensor:
-    """[3] what hidden directions return by the object's mean (:func:`near.models.shading.light_surface` without an exchange), from
-    voxels' linear material [L, 5]."""
-    weight = condition["area"].float()
-    weight = weight / weight.sum()
-    return HIDDEN_SHARE * (total_albedo(material[:, :3], material[:, 4:5]) * condition["irradiance"].float() / math.pi * weight[:, None]).sum(0)
+def hidden_radiance(conditions: list[dict[str, Tensor]], materials: Tensor) -> Tensor:
+    """[D, K, 3] what hidden directions return by the object's mean (:func:`near.models.shading.light_surface` without an exchange),
+    of D linear materials [D, L, 5] of an object's voxels under each of K conditions."""
+    area = conditions[0]["area"].float()
+    albedo = total_albedo(materials[..., :3], materials[..., 4:5]) * (area / area.sum())[:, None]
+    irradiance = torch.stack([c["irradiance"].float() for c in conditions])
+    return HIDDEN_SHARE / math.pi * torch.einsum("dlc,klc->dkc", albedo, irradiance)
 
 
 def relit_folder(files: list[Path], hdri_folder: Path, out: Path, part: int, parts: int, config: RelitConfig = RelitConfig(),
