@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 
 from near.errors import NearError
 from near.geometry.cameras import Camera, orbit_camera
-from near.splatting import PUBLISHED, SURFACE, Gaussians, SplatSettings, cpu, downsample2, splat, splat_weights, visible
+from near.models.anchors import build_anchors, decode_anchors
+from near.models.harmonics import fibonacci_sphere
+from near.splatting import PUBLISHED, SURFACE, Gaussians, SplatSettings, cpu, downsample2, splat, splat_weights, trim_coverage, visible
 from near.splatting.blending import EXP_COEFFICIENTS
+from near.splatting.coverage import trim_coverage_reference
 from near.splatting.filters import KERNELS, blackman_harris, blackman_harris_taps, downsample2_reference, kernel_taps
 from near.splatting.reference import project
 from near.splatting.types import quaternion_from_rotation, rotation_from_quaternion
@@ -242,6 +245,40 @@ def test_compiled_filter_agrees_with_torch(height, width, channels, kernel):
     image = torch.rand(2 * height, 2 * width, channels)
     expected = downsample2_reference(image, kernel_taps(kernel, 0.3))
     torch.testing.assert_close(downsample2(image, kernel), expected, atol=1e-6, rtol=1e-5)
+
+
+@given(height=st.integers(1, 9), width=st.integers(1, 9), channels=st.integers(0, 4), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=20)
+def test_trimming_agrees_with_torch_and_never_adds(height, width, channels, seed):
+    generator = torch.Generator().manual_seed(seed)
+    alpha = (torch.rand(height, width, generator=generator) * 2.5 - 0.5).clamp(0, 1)
+    colour = torch.rand(height, width, channels, generator=generator) * alpha[..., None]
+    trimmed = trim_coverage(colour, alpha)
+    torch.testing.assert_close(trimmed, trim_coverage_reference(colour, alpha), atol=1e-6, rtol=1e-5)
+    assert (trimmed >= 0).all() and (trimmed[..., -1] <= alpha + 1e-6).all()
+    torch.testing.assert_close(trimmed[..., :-1] * alpha[..., None], colour * trimmed[..., -1:], atol=1e-6, rtol=1e-4)
+
+
+def test_discs_cover_what_their_surface_covers():
+    """A ball of discs: too large as splatted, of its own size once trimmed, and inside as before."""
+    points = fibonacci_sphere(30000)
+    coords, anchors, _ = build_anchors(points * 0.45, points, points, 32, spread=0.44)
+    ball = decode_anchors(coords, anchors, 32).gaussians()
+    camera = orbit_camera(0.3, 0.2, 2.0, math.radians(40), 128, 128)
+    large = splat(ball, torch.ones(len(ball), 1), camera.scaled(2))
+    trimmed = downsample2(trim_coverage(large.channels, large.alpha), "blackman_harris")[..., -1]
+    plain = downsample2(large.alpha[..., None], "blackman_harris")[..., 0]
+    true = math.pi * (float(camera.K[0, 0]) * math.tan(math.asin(0.45 / 2.0))) ** 2
+    assert abs(float(trimmed.sum()) - true) < 0.5 * abs(float(plain.sum()) - true) and plain.sum() > 1.02 * true
+    middle = slice(48, 80)
+    torch.testing.assert_close(trimmed[middle, middle], plain[middle, middle])
+
+
+def test_trimming_leaves_pinholes_and_cracks():
+    alpha = torch.ones(40, 40)
+    alpha[20, 20], alpha[10, :] = 0.2, 0.3
+    trimmed = trim_coverage(torch.zeros(40, 40, 0), alpha)[..., 0]
+    torch.testing.assert_close(trimmed, alpha)
 
 
 def test_filters():

@@ -23,7 +23,7 @@ from near.models.compact import CompactModels, IntrinsicFeatures, PreparedLight
 from near.models.exchange import Exchange, build_exchange
 from near.models.shading import IncidentLight, Surface, irradiance, light_surface, shade_terms
 from near.pipeline.types import CancelCheck, Frame, PlacedAsset, check
-from near.splatting import SURFACE, downsample2, splat, visible
+from near.splatting import SURFACE, downsample2, splat, trim_coverage, visible
 
 SUPERSAMPLE_LIMIT = 4096  # a side above which a frame is splatted at its own size
 
@@ -176,9 +176,9 @@ def _concat(parts):
 
 def _layers(result, passes, fine: bool) -> dict[str, Tensor]:
     """Split the splatted channels into named layers, filtering down where the splat was twice the size."""
-    alpha = result.alpha[..., None]
     wanted = [p for p in passes if p not in ("alpha", "depth")]
-    stack = torch.cat([result.channels, alpha], -1)
+    stack = trim_coverage(result.channels, result.alpha) if fine else torch.cat([result.channels, result.alpha[..., None]], -1)
+    covered = stack[..., -1]
     stack = downsample2(stack, "blackman_harris") if fine else stack
     alpha = stack[..., -1:].clamp(0, 1)
     straight = alpha.clamp_min(1e-4)
@@ -188,7 +188,7 @@ def _layers(result, passes, fine: bool) -> dict[str, Tensor]:
         if name == "alpha":
             layers[name] = alpha
         elif name == "depth":
-            depth = result.depth
+            depth = result.depth.masked_fill(covered <= 0, torch.inf)
             if fine:  # the nearest of the four: an average across a silhouette lies on neither surface
                 depth = -F.max_pool2d(-depth[None, None], 2)[0, 0]
             layers[name] = depth[..., None]

@@ -8,13 +8,14 @@ from torch import Tensor
 from near.errors import NearError
 from near.geometry.cameras import Camera
 from near.splatting.cpu import seen_cpu, splat_cpu, weights_cpu
+from near.splatting.coverage import trim_coverage
 from near.splatting.cuda import gsplat_missing, splat_gsplat
 from near.splatting.filters import downsample2
 from near.splatting.reference import splat_reference
 from near.splatting.types import PUBLISHED, SURFACE, Gaussians, Splat, SplatSettings
 
 __all__ = ["BACKENDS", "PUBLISHED", "SURFACE", "Gaussians", "Splat", "SplatSettings", "downsample2", "gsplat_missing", "splat",
-           "splat_weights", "visible"]
+           "splat_weights", "trim_coverage", "visible"]
 
 BACKENDS = ("auto", "reference", "cpu", "gsplat")
 
