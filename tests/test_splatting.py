@@ -260,7 +260,7 @@ def test_trimming_agrees_with_torch_and_never_adds(height, width, channels, seed
 
 
 def test_discs_cover_what_their_surface_covers():
-    """A ball of discs: too large as splatted, of its own size once trimmed, and inside as before."""
+    """A ball of discs: too large as splatted, nearer its own size once trimmed, and inside as before."""
     points = fibonacci_sphere(30000)
     coords, anchors, _ = build_anchors(points * 0.45, points, points, 32, spread=0.44)
     ball = decode_anchors(coords, anchors, 32).gaussians()

@@ -1,7 +1,8 @@
 """Lights to train under: the environments of a folder, and further ones made of two of them each.
 
-A few dozen lights are known by heart as soon as a few hundred objects are, with how bright and how warm each of them is. What is
-made of two at a time, at other strengths and contrasts, is no light that a network can recognise.
+A network that learns from a few dozen lights could come to recognise them, and with them how bright and how warm they are. What is
+made of two at a time, at other strengths and contrasts, cannot be recognised, and shows whether any was: heads that learned
+from 25 lights alone answered as well under made ones as heads that had learned from those, too.
 """
 
 from __future__ import annotations
