@@ -15,7 +15,8 @@ from torch import Tensor
 
 from near.colour import LUMINANCE
 from near.errors import NearError
-from near.lighting import Environment, PrefilteredLight, load_environment, prefilter, rotation_z, row_solid_angles, texel_directions
+from near.lighting import (Environment, PrefilteredLight, load_environment, prefilter, resample_equirect, rotation_z, row_solid_angles,
+                           texel_directions)
 
 JOINED_SHARE = 0.75        # of the made lights show two environments, the others one
 CONTRAST_DEVIATION = 0.2   # of the logarithm of the exponent
@@ -94,8 +95,7 @@ def _joined(first: Tensor, second: Tensor, generator: torch.Generator) -> Tensor
     strength = 2 ** (STRENGTH_STOPS * float(torch.randn((), generator=generator)))
     if uniform(generator) > JOINED_SHARE:
         return first * strength
-    if second.shape != first.shape:
-        second = torch.nn.functional.interpolate(second.permute(2, 0, 1)[None], first.shape[:2], mode="area")[0].permute(1, 2, 0)
+    second = resample_equirect(second, *first.shape[:2])
     normal = torch.nn.functional.normalize(torch.randn(3, generator=generator), dim=0)
     side = texel_directions(*first.shape[:2]) @ normal - uniform(generator, -0.5, 0.5)
     return torch.lerp(second, first, torch.sigmoid(side * uniform(generator, 2, 8))[..., None]) * strength
