@@ -26,21 +26,25 @@ STRENGTH_STOPS = 0.2
 
 
 class LightLibrary:
-    """Environments of a folder by name, prefiltered once each; :meth:`invent` adds to them."""
+    """Environments of a folder by name, loaded and prefiltered once each, when first asked for; :meth:`invent` adds to them."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in (".exr", ".hdr")}
         self.invented: list[str] = []
-        self._loaded: dict[str, tuple[Environment, PrefilteredLight]] = {}
+        self._maps: dict[str, Environment] = {}
+        self._prefiltered: dict[str, PrefilteredLight] = {}
+
+    def environment(self, name: str) -> Environment:
+        """As it lies in its file, or as it was made."""
+        if name not in self._maps:
+            self._maps[name] = load_environment(self.paths[name], allow_repair=True)
+        return self._maps[name]
 
     def get(self, name: str, rotation_z_rad: float, strength: float) -> tuple[Environment, PrefilteredLight]:
-        if name not in self._loaded:
-            self._keep(name, load_environment(self.paths[name], allow_repair=True))
-        env, light = self._loaded[name]
-        return Environment(env.rgb_lin709, rotation_z(rotation_z_rad), strength), light
-
-    def _keep(self, name: str, env: Environment) -> None:
-        self._loaded[name] = (env, prefilter(env))
+        env = self.environment(name)
+        if name not in self._prefiltered:
+            self._prefiltered[name] = prefilter(env)
+        return Environment(env.rgb_lin709, rotation_z(rotation_z_rad), strength), self._prefiltered[name]
 
     def brighter_than(self, mean_radiance: float) -> list[str]:
         """Names of the folder's environments of at least this mean luminance over the sphere, sorted.
@@ -48,7 +52,7 @@ class LightLibrary:
         Raises:
             NearError: ``training-lights-dim`` when there is none.
         """
-        names = sorted(n for n in self.paths if float(self.get(n, 0.0, 1.0)[1].mean_lin709 @ LUMINANCE) >= mean_radiance)
+        names = sorted(n for n in self.paths if mean_luminance(self.environment(n).rgb_lin709) >= mean_radiance)
         if not names:
             raise NearError("training-lights-dim", f"None of the {len(self.paths)} lights is bright enough for a photo: a mean radiance of "
                             f"{mean_radiance:g} is needed.", "Add environment maps of daylight or of a lit room.")
@@ -62,9 +66,9 @@ class LightLibrary:
         """
         names, generator = self.brighter_than(darkest), torch.Generator().manual_seed(seed)
         for k in range(count):
-            first, second = (self.get(names[int(torch.randint(len(names), (), generator=generator))], 0.0, 1.0)[0].rgb_lin709 for _ in range(2))
+            first, second = (self.environment(names[int(torch.randint(len(names), (), generator=generator))]).rgb_lin709 for _ in range(2))
             name = f"invented {k}"
-            self._keep(name, Environment(_joined(_changed(first, generator), _changed(second, generator), generator)))
+            self._maps[name] = Environment(_joined(_changed(first, generator), _changed(second, generator), generator))
             self.invented.append(name)
 
 

@@ -67,7 +67,7 @@ class RelitData:
     def __init__(self, files: list[Path], held_out: int = 24) -> None:
         self.objects = [torch.load(p, weights_only=True, mmap=True) for p in files]
         for item, path in zip(self.objects, files):
-            if not all("grazing" in c for c in item["conditions"]):
+            if not all("features" in p for p in item["photos"]):
                 raise NearError("training-data-old", f"{path} was made by an earlier version.", "Remove its folder and run near train relit again.")
             item["rendered"] = [k for k, p in enumerate(item["photos"]) if "light" in p]
             item["hidden"] = hidden_radiance(item["conditions"], decode_material(item["targets"].float()[..., MATERIAL]))
@@ -81,7 +81,8 @@ class RelitData:
         data = self.objects[obj]
         pool = data["rendered"] if rendered and data["rendered"] else range(len(data["photos"]) - len(data["rendered"]))
         index = pool[int(torch.randint(len(pool), (), generator=generator))]
-        photo, rows, features = data["photos"][index], data["rows"][index], data["features"][index].float()
+        photo = data["photos"][index]
+        rows, features = photo["rows"], photo["features"].float()
         same = [k for k, c in enumerate(data["conditions"]) if c["view"] == photo["view"]]
         conditions = []
         for _ in range(2):
