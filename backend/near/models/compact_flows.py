@@ -24,8 +24,8 @@ COMPACT_TARGETS = ("to_qkv", "to_q", "to_kv", "to_out", "mlp.0", "mlp.2", "adaLN
 @dataclass(frozen=True)
 class CompactFlowConfig:
     """width, blocks, heads of the transformer over the coarse voxels; io_width of the sparse convolutions at full
-    resolution; with_shaded: the shaded SLAT joins the noise along the channels (the homogeniser); head_width: of the homogeniser's
-    per-voxel heads."""
+    resolution; with_shaded: the shaded SLAT joins the noise along the channels (the homogeniser); head_width, head_count: of the
+    homogeniser's per-voxel heads."""
 
     resolution: int = 32
     width: int = 192
@@ -34,6 +34,7 @@ class CompactFlowConfig:
     io_width: int = 48
     with_shaded: bool = False
     head_width: int = 512
+    head_count: int = 2
 
     @property
     def in_channels(self) -> int:
@@ -52,7 +53,7 @@ class CompactFlow(nn.Module):
             out_channels=SLAT_CHANNELS, num_blocks=config.blocks, num_heads=config.heads, mlp_ratio=4, patch_size=2,
             num_io_res_blocks=2, io_block_channels=(config.io_width,), pe_mode="ape", qk_rms_norm=True))
         self.conditioner = PatchConditioner(config.width)
-        self.pointwise = PointwiseEnsemble(config.resolution, config.head_width) if config.with_shaded else None
+        self.pointwise = PointwiseEnsemble(config.resolution, config.head_width, config.head_count) if config.with_shaded else None
         self.register_buffer("residual_mean", torch.zeros(SLAT_CHANNELS))
         self.register_buffer("residual_std", torch.ones(SLAT_CHANNELS))
 

@@ -24,6 +24,7 @@ from near.models.compact import CompactModels
 from near.models.compact_renderer import encoder_inputs
 from near.models.evidence import unexplained, voxel_view
 from near.models.exchange import build_exchange
+from near.models.hidden import completed
 from near.models.lifting import LiftedPhoto, lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean, within_white
 from near.pipeline.proxy import proxy_mesh
@@ -136,8 +137,8 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     """Paint that the voxels' materials miss: where the photo differs from how they look under the light that fits it best,
     most of the difference is base colour; of what is brighter less, for it may be a highlight.
 
-    Args: material [L, 5] encoded. Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see has no detail to
-    tell; it is blended over the voxels' edges.
+    Args: material [L, 5] encoded. Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see wears what is
+    seen of places like it (:mod:`near.models.hidden`), blended over the voxels' edges.
     """
     of_discs = material[cloud.voxel]
     linear = decode_material(of_discs)
@@ -153,7 +154,8 @@ def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, came
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
     detail = F.pad(encode_colour(within_white(painted)) - of_discs[:, :3], (0, 2))
     unseen = torch.nonzero(seen <= 0)[:, 0]
-    detail[unseen] = between_voxels(cloud, unseen, material, resolution) - of_discs[unseen]
+    likely = completed(cloud, material, of_discs + detail, seen)
+    detail[unseen] = between_voxels(cloud, unseen, likely, resolution) - of_discs[unseen]
     return detail
 
 
