@@ -168,7 +168,7 @@ REASONS = (
     "Brightness: a white object in dim light and a grey one in bright light give the same photo. The guess follows the photo's brightness.",
     "Colour cast: warm light on grey paint and white light on warm paint likewise.",
     "Metal that mirrors its surroundings: the photo shows them instead of the metal, and polished metal that mirrors itself is approximate.",
-    "Sides that the photo does not see take the nearest seen paint, or the mirror image's.",
+    "Sides that the photo does not see wear what it shows at the same height, facing alike; what is on the back alone is missed.",
     "Two paints inside one voxel, one of them unseen, are told apart only where the photo shows both.",
     "Baked highlights that are as large as a part of the object are taken for paint.")
 
