@@ -47,11 +47,12 @@ class RelitConfig:
     """dressings: paints an object is shown in (the first is its own); repainted: share of the others that take over another
     object's paints one by one, where the rest are shifted as a whole; views: cameras that see such another paint (all see its
     own), few because paints are known by heart long before photos are; lights: synthetic photos per dressing and camera;
-    pixels: of an object of size 1, a photo is taken in one of these sizes; exposure_stops: deviation of a photo's exposure around its light's natural strength; darkest: mean radiance of the dimmest light
-    that photos are taken in; invented: lights made of the library's for photos, and unfamiliar the share of photos under them; mixed: share
-    of photos under two lights at once; warmth: deviation of the logarithm of red
-    (and, the other way, of blue) that a photo's light is warmer than the library has it, for a library is small; conditions: new
-    lights per camera that the answer is judged under, and light_stops the deviation of their strength; voxels: drawn of every photo."""
+    pixels: of an object of size 1, a photo is taken in one of these sizes; exposure_stops: deviation of a photo's exposure around its
+    light's natural strength; darkest: mean radiance of the dimmest light that photos are taken in; invented: lights made of the
+    library's for photos, and unfamiliar the share of photos under them; mixed: share of photos under two lights at once; warmth:
+    deviation of the logarithm of red (and, the other way, of blue) that a photo's light is warmer than the library has it, for a
+    library is small; conditions: new lights per camera that the answer is judged under, and light_stops the deviation of their
+    strength; voxels: drawn of every photo."""
 
     dressings: int = 25
     repainted: float = 0.7
@@ -167,16 +168,17 @@ def build_relit(raw: dict, others: list[dict], lights: LightLibrary, config: Rel
 
 @dataclass(frozen=True)
 class Sight:
-    """A camera at ``pixels`` per object size, and what it says of the geometry: its direction from the discs [M, 3], which voxels it knows [L], how they answer light."""
+    """A camera at ``pixels`` per object size, and what it says of the geometry: its direction from the discs [M, 3], which voxels it
+    knows [L], how they answer light."""
 
-    pixels: int
+    pixels: float
     camera: Camera
     eye: Tensor
     known: Tensor
     response: VoxelView
 
 
-def _sight(raw: dict, cloud: AnchorCloud, coords: Tensor, index: int, pixels: int, resolution: int) -> Sight:
+def _sight(raw: dict, cloud: AnchorCloud, coords: Tensor, index: int, pixels: float, resolution: int) -> Sight:
     """Camera ``index`` of a cache entry, at ``pixels`` per object size."""
     cam = raw["cam_from_world"][index]
     factor = pixels * float(cam[:3, 3].norm()) / float(raw["K"][0, 0])
@@ -212,7 +214,7 @@ def _rendered(raw: dict, cloud: AnchorCloud, coords: Tensor, bright: list[str], 
     photos = []
     for v, cam in enumerate(raw["cam_from_world"]):
         alpha = raw["alpha"][v].float()
-        sight = _sight(raw, cloud, coords, v, round(float(raw["K"][0, 0] / cam[:3, 3].norm())), config.resolution)
+        sight = _sight(raw, cloud, coords, v, float(raw["K"][0, 0] / cam[:3, 3].norm()), config.resolution)
         for i, (name, _, strength) in enumerate(raw["lights"][v]):
             if name not in bright:
                 continue
