@@ -42,13 +42,13 @@ def completed(cloud: AnchorCloud, guess: Tensor, worn: Tensor, seen: Tensor) -> 
     count = len(guess)
     share = voxel_mean(seen[:, None], cloud.voxel, count)[:, 0]
     known = share > KNOWN_SHARE
-    shown = torch.lerp(guess, voxel_mean(worn, cloud.voxel, count, seen), (share.clamp(0, 1).sqrt() * known)[:, None])
+    worn_by = voxel_mean(worn, cloud.voxel, count, seen)
+    shown = torch.lerp(guess, worn_by, (share.clamp(0, 1).sqrt() * known)[:, None])
     if known.all() or not known.any():
         return shown
     alike = likeness(voxel_mean(cloud.points, cloud.voxel, count), F.normalize(voxel_mean(cloud.normals, cloud.voxel, count), dim=-1))
-    examples = voxel_mean(worn, cloud.voxel, count, seen)[known]
     for rows in torch.nonzero(~known)[:, 0].split(CHUNK):
         weight = torch.exp(-0.5 * (torch.cdist(alike[rows], alike[known]) / ALIKE) ** 2) * share[known]
         mass = weight.sum(1, keepdim=True)
-        shown[rows] = torch.lerp(guess[rows], weight @ examples / mass.clamp_min(1e-9), mass / (mass + HALF_TRUSTED))
+        shown[rows] = torch.lerp(guess[rows], weight @ worn_by[known] / mass.clamp_min(1e-9), mass / (mass + HALF_TRUSTED))
     return shown
