@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -160,6 +161,33 @@ def test_lifting_takes_the_photos_colours():
     assert lifted.features.shape == (len(coords), LIFT_CHANNELS) and torch.isfinite(lifted.features).all()
     assert (lifted.seen[facing > 0.5] > 0).float().mean() > 0.95 and (lifted.seen[facing < -0.2] > 0).float().mean() == 0
     assert torch.allclose(lifted.voxel_colour, srgb[0, :1].expand(len(coords), 3), atol=1e-3)
+
+
+def test_discs_wear_what_splats_to_the_photo():
+    from near.colour import agx_inverse, agx_srgb
+    from near.models.backprojection import blend_matrix, photo_radiance
+
+    points, normals = sphere_samples(20000)
+    coords, anchors, _ = build_anchors(points, normals, normals, 32, spread=0.44)
+    cloud = decode_anchors(coords, anchors, 32)
+    camera = orbit_camera(0.3, 0.2, 2.0, 0.7, 200, 200)
+    rows, columns = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
+    stripes = (0.5 + 0.4 * (columns * 0.6).sin())[..., None] * torch.tensor([1.0, 0.7, 0.4])  # of ten pixels; discs are three apart
+    blend = blend_matrix(cloud, camera)
+    alpha = torch.from_numpy(np.asarray(blend.sum(1))[:, 0]).view(200, 200).clamp(0, 1)
+    lifted = lift_photo(cloud, coords, 32, stripes, alpha, camera)
+    made = photo_radiance(cloud, lifted, stripes, alpha, camera)
+    unseen = lifted.seen <= 0
+    assert made.shape == (len(cloud), 3) and bool((made > 0).all()) and torch.isfinite(made).all()
+    plain = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(2e-3)
+    assert torch.equal(made[unseen], plain[unseen])
+
+    def error(radiance):
+        inner = alpha > 0.97
+        shown = torch.from_numpy(blend @ radiance.numpy()).view(200, 200, 3)[inner] / alpha[inner, None]
+        return float((agx_srgb(shown) - stripes[inner]).square().mean().sqrt())
+
+    assert error(made) < 0.6 * error(plain)
 
 
 def test_voxel_mean_is_weighted():

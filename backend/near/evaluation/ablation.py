@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from near.assets import Asset
+from near.colour import agx_srgb
 from near.errors import NearError
 from near.evaluation.bench import PHOTO_TASKS, Bench
 from near.evaluation.predict import Tell, predict
@@ -30,9 +31,8 @@ from near.geometry.photo import Photo
 from near.models.anchors import DETAIL_STEP, AnchorCloud, decode_anchors
 from near.models.compact import CompactModels
 from near.models.compact_renderer import CompactRendererModel, homogeneous_guess
-from near.models.lifting import lift_photo
 from near.models.material import HOMOGENEOUS, MATERIAL, decode_colour, encode_colour, voxel_mean
-from near.pipeline.compact_assets import photo_detail
+from near.pipeline.compact_assets import photo_detail, photo_on_discs
 from near.pipeline.engine import Engine
 from near.training.starts import load_into
 
@@ -66,12 +66,12 @@ def with_input(name: str, asset: Asset, photo: Photo, camera: Camera) -> Asset:
     cloud = decode_anchors(asset.coords, asset.anchors, asset.resolution)
     slat = input_slat(name, asset.feats.float(), asset.color_feats.float(), cloud).half()
     material = slat[:, MATERIAL].float()
-    lifted = lift_photo(cloud, asset.coords, asset.resolution, photo.srgb, photo.alpha, camera)
+    radiance, seen = photo_on_discs(cloud, asset.coords, asset.resolution, photo, camera)
     if name == "shaded":
-        colour = (lifted.colour.clamp(0, 1) * 2 - 1 - material[cloud.voxel, :3]) * (lifted.seen > 0)[:, None]
+        colour = (agx_srgb(radiance) * 2 - 1 - material[cloud.voxel, :3]) * (seen > 0)[:, None]
         detail = torch.cat([colour, torch.zeros(len(colour), 2)], -1)
     else:
-        detail = photo_detail(cloud, lifted, material, camera, asset.resolution)
+        detail = photo_detail(cloud, radiance, seen, material, camera, asset.resolution)
     stored = (detail / DETAIL_STEP).round().clamp(-127, 127).to(torch.int8)
     return replace(asset, feats=slat, anchors=replace(asset.anchors, detail=stored))
 

@@ -11,7 +11,6 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from near.assets import Asset
-from near.colour import agx_inverse
 from near.geometry.cameras import Camera, orbit_camera
 from near.geometry.mesh import PbrMesh
 from near.geometry.neighbours import nearest
@@ -20,12 +19,13 @@ from near.geometry.photo import Photo
 from near.geometry.silhouette import silhouette_mesh
 from near.geometry.surface import sample_surface
 from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_anchors, view_directions
+from near.models.backprojection import photo_radiance
 from near.models.compact import CompactModels
 from near.models.compact_renderer import encoder_inputs
 from near.models.evidence import unexplained, voxel_view
 from near.models.exchange import build_exchange
 from near.models.hidden import completed
-from near.models.lifting import LiftedPhoto, lift_photo
+from near.models.lifting import lift_photo
 from near.models.material import decode_material, encode_colour, encode_material, voxel_mean, within_white
 from near.pipeline.proxy import proxy_mesh
 from near.pipeline.types import CancelCheck, Progress, check
@@ -34,6 +34,7 @@ from near.pipeline.types import CancelCheck, Progress, check
 # (ANALYTIC.md section 4); more for a small surface, which close-ups show, fewer for a very winding one.
 DISC_SPACING, MIN_DISCS, MAX_DISCS = 0.0045, 90_000, 360_000
 TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
+DETAIL_PIXELS = 2 / DISC_SPACING  # of an object of size 1: finer ones say nothing more of the discs
 DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
 # Of what light does not explain and is brighter, paint: of a voxel's mean, and of what differs inside it; for a mirror, and what a
 # matt surface adds, which has no small highlights. All that is darker is paint. Chosen on training objects.
@@ -95,9 +96,10 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     cloud = decode_anchors(coords, anchors, models.config.resolution)
     check(cancelled)
     progress("lift photo", 0.35, None)
-    lifted = lift_photo(cloud, coords, models.config.resolution, photo.srgb, photo.alpha, camera)
+    radiance, seen = photo_on_discs(cloud, coords, models.config.resolution, photo, camera)
+    check(cancelled)
     # The flows learned from photos of one sharpness; finer pixels are for the discs' detail alone.
-    coarse, coarse_camera = reduce_photo(photo, camera)
+    coarse, coarse_camera = reduce_photo(photo, camera, TRAINED_PIXELS)
     features = lift_photo(cloud, coords, models.config.resolution, coarse.srgb, coarse.alpha, coarse_camera)
 
     def part(start: float, stop: float):
@@ -109,17 +111,17 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     slat = models.sample_homogenised(coords, features, view, shaded, photo, progress=part(0.65, 0.95), **run)
     slat = slat.half()
     material = models.voxel_material(coords, slat.float())
-    anchors = replace(anchors, detail=_detail(photo_detail(cloud, lifted, material, camera, models.config.resolution)))
+    anchors = replace(anchors, detail=_detail(photo_detail(cloud, radiance, seen, material, camera, models.config.resolution)))
     progress("done", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
                   photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
                   photo_camera=camera_record(camera))
 
 
-def reduce_photo(photo: Photo, camera: Camera) -> tuple[Photo, Camera]:
-    """The photo averaged down to about the pixels per object size that the flows were trained on, and its camera."""
+def reduce_photo(photo: Photo, camera: Camera, pixels: float) -> tuple[Photo, Camera]:
+    """The photo averaged down to about ``pixels`` per object size, and its camera; never enlarged."""
     distance = float(camera.position.norm()) if camera.projection == "perspective" else 1.0
-    factor = int(float(camera.K[0, 0]) / distance / TRAINED_PIXELS + 0.5)
+    factor = int(float(camera.K[0, 0]) / distance / pixels + 0.5)
     factor = min(factor, min(photo.alpha.shape) // 32)
     if factor < 2:
         return photo, camera
@@ -133,18 +135,23 @@ def reduce_photo(photo: Photo, camera: Camera) -> tuple[Photo, Camera]:
     return reduced, replace(camera, K=K, width=width // factor, height=height // factor)
 
 
-def photo_detail(cloud: AnchorCloud, lifted: LiftedPhoto, material: Tensor, camera: Camera, resolution: int) -> Tensor:
+def photo_on_discs(cloud: AnchorCloud, coords: Tensor, resolution: int, photo: Photo, camera: Camera) -> tuple[Tensor, Tensor]:
+    """What the photo says of each disc: linear radiance [M, 3] and how well it is seen [M], 0..1."""
+    photo, camera = reduce_photo(photo, camera, DETAIL_PIXELS)
+    lifted = lift_photo(cloud, coords, resolution, photo.srgb, photo.alpha, camera)
+    return photo_radiance(cloud, lifted, photo.srgb, photo.alpha, camera), lifted.seen.clamp(0, 1)
+
+
+def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, material: Tensor, camera: Camera, resolution: int) -> Tensor:
     """Paint that the voxels' materials miss: where the photo differs from how they look under the light that fits it best,
     most of the difference is base colour; of what is brighter less, for it may be a highlight.
 
-    Args: material [L, 5] encoded. Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see wears what is
+    Args: radiance_lin709 [M, 3] of the discs in the photo; seen [M] weights 0..1; material [L, 5] encoded. Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see wears what is
     seen of places like it (:mod:`near.models.hidden`), blended over the voxels' edges.
     """
     of_discs = material[cloud.voxel]
     linear = decode_material(of_discs)
-    radiance = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(2e-3)
-    seen = lifted.seen.clamp(0, 1)
-    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance, seen, view_directions(cloud.points, camera))
+    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance_lin709, seen, view_directions(cloud.points, camera))
     broad = voxel_mean(rest, cloud.voxel, len(material), seen)[cloud.voxel]
     fine = rest - broad
     paint = torch.zeros_like(rest)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from near.colour import agx_srgb
 from near.geometry.cameras import Camera
-from near.models.anchors import AnchorCloud, build_anchors, decode_anchors, front_facing
+from near.models.anchors import AnchorCloud, build_anchors, decode_anchors
+from near.models.backprojection import blend_matrix
 from near.models.exchange import build_exchange
 from near.models.lifting import lift_photo
 from near.models.material import encode_colour, encode_material, shaded_slat, voxel_mean
 from near.models.shading import light_surface, shade_terms
-from near.splatting import SURFACE, splat_weights
 from near.training.lights import LightLibrary
 from near.training.starter import StarterObject, read_starter
 
@@ -39,15 +39,11 @@ class CacheConfig:
 def splat_matrix(cloud: AnchorCloud, camera: Camera) -> scipy.sparse.csr_matrix:
     """[H * W, M]: splat at twice the size, then average 2 x 2 (the pipeline's downsampling)."""
     fine = camera.scaled(SUPERSAMPLE)
-    rows = front_facing(cloud, camera)
-    indptr, index, weight = splat_weights(cloud.gaussians()[rows], fine, SURFACE)
-    big = scipy.sparse.csr_matrix((np.asarray(weight), np.asarray(rows)[np.asarray(index)], np.asarray(indptr)),
-                                  shape=(fine.height * fine.width, len(cloud)))
     y, x = np.divmod(np.arange(fine.height * fine.width), fine.width)
     coarse = (y // SUPERSAMPLE) * camera.width + x // SUPERSAMPLE
     pool = scipy.sparse.csr_matrix((np.full(len(coarse), 1 / SUPERSAMPLE ** 2, np.float32), (coarse, np.arange(len(coarse)))),
                                    shape=(camera.height * camera.width, len(coarse)))
-    return (pool @ big).astype(np.float32).tocsr()
+    return (pool @ blend_matrix(cloud, fine)).astype(np.float32).tocsr()
 
 
 def pack_matrix(matrix: scipy.sparse.csr_matrix) -> dict:
