@@ -180,7 +180,7 @@ def quiet() -> dict:
 class Setup:
     """`setup_backend.py` as a subprocess: its news are the lines of a file that it writes, read here without waiting."""
 
-    def __init__(self, folder: Path, source: str, log: Path, torch_index: str = "") -> None:
+    def __init__(self, folder: Path, source: str, log: Path, torch_index: str = "", needed_gb: float | None = None) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self.news_path = log, log.with_suffix(".jsonl")
         self.news_path.unlink(missing_ok=True)
@@ -192,6 +192,8 @@ class Setup:
         command = [sys.executable, "-I", str(script), "--folder", str(folder), "--source", source, "--news", str(self.news_path)]
         if torch_index:
             command += ["--torch-index", torch_index]
+        if needed_gb is not None:
+            command += ["--needed-gb", str(needed_gb)]
         with open(log, "wb") as output:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                              env=_environment(Choice(Path(), log.parent.parent)), **quiet())

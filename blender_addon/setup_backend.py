@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 STAMP = "near-environment.json"
-NEEDED_BYTES = 6 * 1024 ** 3
+NEEDED_GB = 6.0                          # with a CUDA build of torch
 STEPS_OF_PIP = 40                       # about as many packages are collected, downloaded and installed
 
 
@@ -38,7 +38,7 @@ def environment_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def make_environment(folder: Path, news: News) -> Path:
+def make_environment(folder: Path, needed_gb: float, news: News) -> Path:
     """The environment's interpreter; made anew where it is missing or does not run."""
     python = environment_python(folder)
     if python.is_file() and subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode == 0:
@@ -48,8 +48,8 @@ def make_environment(folder: Path, news: News) -> Path:
         raise Trouble("This Blender's Python is not one that the backend runs on (3.11 to 3.13).",
                       "Install Python 3.11 to 3.13, near-relight in it, and choose it in the preferences.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder.parent).free < NEEDED_BYTES:
-        raise Trouble("There is too little free space for the backend (it needs about 6 GB).", f"Free some space in {folder.parent}.")
+    if shutil.disk_usage(folder.parent).free < needed_gb * 1024 ** 3:
+        raise Trouble(f"There is too little free space for the backend (it needs about {needed_gb:g} GB).", f"Free some space in {folder.parent}.")
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)])
     if made.returncode != 0 or not python.is_file():
         raise Trouble("Blender's Python could not make an environment (its venv or ensurepip module may be missing).",
@@ -82,11 +82,12 @@ def main() -> int:
     parser.add_argument("--source", required=True, help="what pip installs: a wheel, a checkout, or a name")
     parser.add_argument("--news", type=Path, required=True)
     parser.add_argument("--torch-index", default="")
+    parser.add_argument("--needed-gb", type=float, default=NEEDED_GB, help="free space without which nothing is begun")
     args = parser.parse_args()
     news = News(args.news)
     try:
         (args.folder / STAMP).unlink(missing_ok=True)
-        python = make_environment(args.folder, news)
+        python = make_environment(args.folder, args.needed_gb, news)
         install(python, args.source, args.torch_index, news)
         news.tell("trying it out", 0.9)
         tried = subprocess.run([str(python), "-c", "import near.server.cli, near; print(near.__version__)"], capture_output=True, text=True)

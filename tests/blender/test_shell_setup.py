@@ -51,7 +51,7 @@ def follow(setup, timeout_s: float = 500.0) -> list[float]:
 
 def test_it_is_made_used_and_made_again(process, tmp_path):
     folder, log = tmp_path / "user" / "backend", tmp_path / "home" / "logs" / "setup.log"
-    setup = process.Setup(folder, str(tiny_wheel(tmp_path)), log)
+    setup = process.Setup(folder, str(tiny_wheel(tmp_path)), log, needed_gb=0.1)
     seen = follow(setup)
     assert setup.error is None, (setup.error, log.read_text())
     assert seen == sorted(seen) and seen[-1] == 1.0 and len(seen) >= 2
@@ -64,6 +64,14 @@ def test_it_is_made_used_and_made_again(process, tmp_path):
     follow(broken)
     assert broken.error.code == "setup-failed" and "could not be installed" in broken.error.what and broken.error.remedy
     assert process.environment_stamp(folder) == {}
+
+
+def test_without_room_nothing_is_begun(process, tmp_path):
+    folder = tmp_path / "user" / "backend"
+    setup = process.Setup(folder, str(tiny_wheel(tmp_path)), tmp_path / "logs" / "setup.log", needed_gb=1e9)
+    follow(setup)
+    assert setup.error.code == "setup-failed" and "too little free space" in setup.error.what and str(folder.parent) in setup.error.remedy
+    assert not folder.exists() and process.environment_stamp(folder) == {}
 
 
 def test_cancel_ends_it(process, tmp_path):
