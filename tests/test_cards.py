@@ -38,10 +38,11 @@ def test_the_card_says_what_the_reports_say(tool):
     training = {"stages": [{"stage": "h", "what": "a head", "device": "a CPU", "steps": 6500, "minutes": 90}],
                 "slots": [{"device": "a GPU", "stages": {"renderer": {"steps": 1000, "minutes": 30.0}, "homogenizer": {"steps": 5, "head_steps": 20, "minutes": 30.0}}}]}
     manifest = {"files": {"f": {"bytes": 12_300_000}}, "meta": {"config": {"resolution": 32}}}
-    text = cards.card(data, training, report(), manifest)
+    text = cards.card(data, training, report(), manifest, {"mean": math.log(1.25), "deviation": math.log(1.5), "photos": 1200})
     for wanted in ("12.3 MB", "| a head | a CPU | 6,500 | 1.5 |", "| slot 1, homogenizer | a GPU | 25 | 0.50 |", "| 21.0 | 0.800 | 0.200 | one, 15.0 |",
-                   "0.50 of what the shaded ones differ by (wanted: 0.33), 70%", "one under a light, 14.0 dB", "A, B, CC-BY-4.0, https://c"):
+                   "0.50 of what the shaded ones differ by (wanted: 0.33), 70%", "one under a light, 14.0 dB", "A, B, CC-BY-4.0, https://c", "1.25 times as bright", "over 1,200 path-traced"):
         assert wanted in text, wanted
+    assert "times as bright" not in cards.card(data, training, report(), manifest, {})
     assert [t["image"] for _, t in cards.worst_targets(report())] == ["y", "z"]  # of different models
 
 

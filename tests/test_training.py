@@ -29,6 +29,7 @@ from near.training.journal import Journal, Sheet
 from near.training.loop import LoopConfig, Sampler, run
 from near.training.renderer import SparseSplat, on_device
 from near.training.starter_write import ObjectArrays, write_starter
+from near.weights.packs import compact_dir
 
 # A trainer that is killed, not stopped, right after it logged a step.
 KILLED = """
@@ -158,6 +159,29 @@ def test_the_head_goes_on_exactly_after_a_kill(data, tmp_path):
     first, second = (load_file(tmp_path / name / "flow.safetensors") for name in "ab")
     heads = [k for k in first if k.startswith("pointwise.")]
     assert heads and all(torch.equal(first[k], second[k]) for k in heads)
+
+
+@pytest.mark.slow
+def test_a_packs_brightness_is_set_by_rendered_photos(data, tmp_path):
+    def calibrated(pack: str, out: str) -> dict:
+        assert main(["train", "calibrate", str(data / "cache"), "--hdris", str(data / "hdris"), "--pack", pack, "--photos", "2",
+                     "-o", str(tmp_path / out), "--report", str(tmp_path / f"{out}.json")]) == 0
+        return json.loads((tmp_path / f"{out}.json").read_text())
+
+    first = calibrated("compact", "once")
+    again = calibrated(str(tmp_path / "once"), "twice")
+    assert first["photos"] == again["photos"] == 6 and abs(first["mean"]) > 0.1  # the balls' light is painted on
+    assert abs(again["mean"]) < 0.2 * abs(first["mean"])
+    before, after = (load_file(folder / "homogenizer.safetensors") for folder in (compact_dir(), tmp_path / "once"))
+    moved = [k for k in before if not torch.equal(before[k], after[k])]
+    assert moved == ["residual_mean"]
+    shift = (after["residual_mean"] - before["residual_mean"]).float()
+    assert torch.allclose(shift[[0, 1, 2, 5, 6, 7]], torch.full((6,), first["mean"]), atol=2e-3) and not shift[3:5].any()
+
+    (data / "dark").mkdir()
+    write_environment(data / "dark" / "studio.exr", Environment(torch.full((16, 32, 3), 0.01)))
+    assert main(["train", "calibrate", str(data / "cache"), "--hdris", str(data / "dark"), "--pack", "compact", "-o", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_photos_are_not_taken_in_the_dark(tmp_path):

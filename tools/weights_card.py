@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections import Counter
@@ -126,8 +127,16 @@ def training_rows(training: dict) -> list[list[object]]:
     return rows
 
 
-def card(data: dict, training: dict, report: dict, manifest: dict) -> str:
-    """The card's text."""
+def calibration_lines(bias: dict) -> list[str]:
+    """What `near train calibrate` measured and took into the weights."""
+    if not bias:
+        return []
+    return [f"Afterwards the homogeniser's answers were made {math.exp(bias['mean']):.2f} times as bright: by so much objects were brighter than answered, over"
+            f" {bias['photos']:,} path-traced", f"training photos (deviation of a single photo: {math.exp(bias['deviation']):.2f} times).", ""]
+
+
+def card(data: dict, training: dict, report: dict, manifest: dict, bias: dict) -> str:
+    """The card's text; bias: of the homogeniser's brightness before it was calibrated, or nothing."""
     files, config = manifest["files"], manifest["meta"]["config"]
     megabytes = sum(f["bytes"] for f in files.values()) / 1e6
     counted = lambda things: "; ".join(f"{n} ({who})" for who, n in things.items())  # noqa: E731
@@ -145,7 +154,7 @@ def card(data: dict, training: dict, report: dict, manifest: dict) -> str:
         f"- Meshes: {counted(data['meshes'])}", f"- Materials: {counted(data['materials'])}", f"- Lights: {counted(data['lights'])}",
         f"- Textured models: {len(data['models'])}, credited below", "",
         "## Training", "",
-        *table(["stage", "on", "steps", "hours"], training_rows(training)), "",
+        *table(["stage", "on", "steps", "hours"], training_rows(training)), "", *calibration_lines(bias),
         "The shipped decoder (LAD) and encoder start from no correction: what lights an asset is the analytic model. The homogeniser's LoRA flow is at its",
         "zero start as well; its per-voxel heads answer. Steps of the base flow were not recorded.", "",
         "## Scores", "",
@@ -223,7 +232,8 @@ def main(argv: list[str] | None = None) -> int:
 
         write_png(FAILURES, sheet)
         return 0
-    text = card(read(REPORTS / "training-data.json"), read(REPORTS / "training.json"), report, read(WEIGHTS / "manifest.json"))
+    text = card(read(REPORTS / "training-data.json"), read(REPORTS / "training.json"), report, read(WEIGHTS / "manifest.json"),
+                read(REPORTS / "calibration.json"))
     old = CARD.read_text(encoding="utf-8") if CARD.is_file() else ""
     if args.check:
         print("The weights card is " + ("up to date." if text == old else "out of date: run tools/weights_card.py write."))

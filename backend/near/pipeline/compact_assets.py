@@ -35,7 +35,7 @@ from near.pipeline.types import CancelCheck, Progress, check
 DISC_SPACING, MIN_DISCS, MAX_DISCS = 0.0045, 90_000, 360_000
 TRAINED_PIXELS = 88  # of an object of size 1, in the training photos
 DETAIL_PIXELS = 2 / DISC_SPACING  # of an object of size 1: finer ones say nothing more of the discs
-DETAIL_LIMIT = 1.2  # log ratio by which a photo may at most move a disc's base colour
+DETAIL_LIMIT = 2.0  # log ratio by which a photo may at most move a disc's base colour
 # Of what light does not explain and is brighter, paint: of a voxel's mean, and of what differs inside it; for a mirror, and what a
 # matt surface adds, which has no small highlights. All that is darker is paint. Chosen on training objects.
 BRIGHTER, BRIGHTER_MATT = (0.75, 0.9), (0.35, 0.2)
@@ -157,6 +157,8 @@ def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, mate
     paint = torch.zeros_like(rest)
     for part, mirror, matt in zip((broad, fine), BRIGHTER, BRIGHTER_MATT):
         paint = paint + torch.where(part > 0, part * (mirror + matt * linear[:, 3:4]), part)
+    # What may be a highlight is left out of the brighter places alone; the object as a whole must not darken by it.
+    paint = paint + ((rest - paint) * (seen / seen.sum().clamp_min(1e-6))[:, None]).sum(0).mean()
     paint = paint.clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
     detail = F.pad(encode_colour(within_white(painted)) - of_discs[:, :3], (0, 2))

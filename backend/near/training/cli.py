@@ -1,15 +1,16 @@
-"""``near train``: precompute, relit, renderer, flow, pack. Several GPUs: ``torchrun --nproc-per-node N -m near train ...``."""
+"""``near train``: precompute, relit, renderer, flow, pack, calibrate. Several GPUs: ``torchrun --nproc-per-node N -m near train ...``."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
     """Mount the ``train`` command on an argparse sub-parser collection."""
-    parser = subparsers.add_parser("train", help="train the compact pack (precompute, relit, renderer, flow, pack)")
+    parser = subparsers.add_parser("train", help="train the compact pack (precompute, relit, renderer, flow, pack, calibrate)")
     stages = parser.add_subparsers(dest="stage", required=True)
 
     pre = stages.add_parser("precompute", help="objects -> anchors, splat matrices, lifted photos, SLAT targets")
@@ -59,6 +60,15 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     pack.add_argument("--homogenizer", type=Path, required=True)
     pack.add_argument("-o", "--out", type=Path, required=True)
     pack.set_defaults(run=_pack)
+
+    calibrate = stages.add_parser("calibrate", help="set a pack's brightness by the rendered photos of precomputed objects")
+    calibrate.add_argument("cache", type=Path, help="folder made by precompute")
+    calibrate.add_argument("--hdris", type=Path, required=True)
+    calibrate.add_argument("--pack", type=Path, required=True, help="the pack to calibrate")
+    calibrate.add_argument("--photos", type=int, default=3, help="drawn of each object")
+    calibrate.add_argument("-o", "--out", type=Path, required=True, help="the calibrated pack")
+    calibrate.add_argument("--report", type=Path, help="JSON file for what was measured")
+    calibrate.set_defaults(run=_calibrate)
     return parser
 
 
@@ -202,4 +212,27 @@ def _pack(args: argparse.Namespace) -> int:
     manifest = write_manifest(args.out, "compact", {"config": asdict(config)})
     total = sum(f["bytes"] for f in manifest["files"].values())
     print(f"wrote {args.out}: {total / 2**20:.1f} MB")
+    return 0
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from tqdm import tqdm
+
+    from near.models.compact import CompactModels
+    from near.training.calibrate import brightness_bias, calibrate
+    from near.weights.integrity import write_manifest
+
+    files, models = _cached(args.cache), CompactModels.load(str(args.pack))
+    with tqdm(total=len(files), desc="calibrate") as bar:
+        bias = brightness_bias(models.homogenizer, files, args.hdris, per_object=args.photos, progress=bar.update)
+    calibrate(models.homogenizer, bias)
+    models.save(args.out)
+    write_manifest(args.out, "compact", {"config": models.config_dict()})
+    if args.report:
+        args.report.write_text(json.dumps(asdict(bias), indent=1) + "\n", encoding="utf-8")
+    print(f"{bias.photos} photos: objects are {math.exp(bias.mean):.3f} times as bright as answered (deviation of a photo: "
+          f"{math.exp(bias.deviation):.2f} times); wrote {args.out}")
     return 0

@@ -61,8 +61,8 @@ class FlowData:
         self.objects = []
         for path in files:
             data = torch.load(path, weights_only=True, mmap=True)
-            self.objects.append({k: data[k] for k in ("name", "coords", "slat", "slat_known", "photos", "alpha", "matrices", "anchors", "cam_from_world")})
-        self.test = held_out_rows(len(files), held_out)
+            self.objects.append({k: data[k] for k in ("name", "coords", "slat", "slat_known", "photos", "alpha", "matrices", "anchors", "cam_from_world", "lights")})
+        self.test = held_out_rows(len(files), held_out) if held_out else []
         self.train = [(o, p) for o in range(len(self.objects)) if o not in self.test for p in range(len(self.objects[o]["photos"]))]
 
     def __len__(self) -> int:
