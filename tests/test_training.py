@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from near.training.flow_data import held_out_rows
 from near.training.journal import Journal, Sheet
 from near.training.loop import LoopConfig, Sampler, run
 from near.training.renderer import SparseSplat, on_device
+from near.training.starts import base_flow_from, homogenizer_from
 from near.training.starter_write import ObjectArrays, write_starter
 from near.weights.packs import compact_dir
 
@@ -159,6 +161,24 @@ def test_the_head_goes_on_exactly_after_a_kill(data, tmp_path):
     first, second = (load_file(tmp_path / name / "flow.safetensors") for name in "ab")
     heads = [k for k in first if k.startswith("pointwise.")]
     assert heads and all(torch.equal(first[k], second[k]) for k in heads)
+
+
+def test_training_goes_on_from_the_shipped_pack_with_all_its_heads(tmp_path):
+    shipped = compact_dir()
+    for name, stored, wanted in (("renderer", "renderer", "renderer"), ("base", "base_flow", "flow"), ("theta", "homogenizer", "flow")):
+        (tmp_path / name).mkdir()
+        shutil.copy(shipped / f"{stored}.safetensors", tmp_path / name / f"{wanted}.safetensors")
+    theta = homogenizer_from(tmp_path / "theta" / "flow.safetensors", base_flow_from(tmp_path / "base" / "flow.safetensors"), 4)
+    config = json.loads((shipped / "manifest.json").read_text())["meta"]["config"]
+    assert len(theta.pointwise.members) == config["homogenizer"]["head_count"]
+
+    runs = [part for name, option in (("renderer", "--renderer"), ("base", "--base"), ("theta", "--homogenizer")) for part in (option, str(tmp_path / name))]
+    assert main(["train", "pack", *runs, "-o", str(tmp_path / "pack")]) == 0
+    made, kept = (json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "pack", shipped))
+    assert made["files"] == kept["files"] and made["meta"]["config"] == kept["meta"]["config"]  # nothing is lost on the way
+
+    shutil.copy(shipped / "base_flow.safetensors", tmp_path / "theta" / "flow.safetensors")
+    assert main(["train", "pack", *runs, "-o", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ radiance positive and treats dark and bright alike).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.sparse
 import torch
@@ -27,12 +29,14 @@ SEEN_WEIGHT = 0.02   # pixels that a disc must fill to be corrected
 COVERED = (0.2, 0.5)  # coverage by discs, and by the photo's matte, from which a pixel counts
 
 
-def photo_radiance(cloud: AnchorCloud, lifted: LiftedPhoto, srgb: Tensor, alpha: Tensor, camera: Camera) -> Tensor:
+def photo_radiance(cloud: AnchorCloud, lifted: LiftedPhoto, srgb: Tensor, alpha: Tensor, camera: Camera,
+                   poll: Callable[[], None] = lambda: None) -> Tensor:
     """Linear Rec.709 radiance [M, 3] of the discs, towards the photo's camera.
 
     Args:
         lifted: the photo at the discs; discs that it does not see (``seen`` zero) keep what it says of them.
         srgb: [H, W, 3] display colours 0..1; alpha: [H, W]; camera: the photo's, in asset space, of that size.
+        poll: called between the rounds; raises to stop (cancellation).
     """
     radiance = agx_inverse(lifted.colour.clamp(0, 1)).clamp_min(DARK).numpy()
     blend = blend_matrix(cloud, camera)
@@ -44,6 +48,7 @@ def photo_radiance(cloud: AnchorCloud, lifted: LiftedPhoto, srgb: Tensor, alpha:
     rows = (weight > SEEN_WEIGHT) & (lifted.seen.numpy() > 0)
     shown = agx_inverse(srgb.clamp(0, 1)).reshape(-1, 3).numpy() + NOISE_FLOOR
     for _ in range(ROUNDS):
+        poll()
         splatted = blend @ radiance / np.maximum(covered, 1e-4)[:, None] + NOISE_FLOOR
         ratio = np.clip(shown / splatted, 1 / RATIO_LIMIT, RATIO_LIMIT)
         factor = back @ (ratio * trust[:, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -96,7 +97,7 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     cloud = decode_anchors(coords, anchors, models.config.resolution)
     check(cancelled)
     progress("lift photo", 0.35, None)
-    radiance, seen = photo_on_discs(cloud, coords, models.config.resolution, photo, camera)
+    radiance, seen = photo_on_discs(cloud, coords, models.config.resolution, photo, camera, lambda: check(cancelled))
     check(cancelled)
     # The flows learned from photos of one sharpness; finer pixels are for the discs' detail alone.
     coarse, coarse_camera = reduce_photo(photo, camera, TRAINED_PIXELS)
@@ -135,11 +136,12 @@ def reduce_photo(photo: Photo, camera: Camera, pixels: float) -> tuple[Photo, Ca
     return reduced, replace(camera, K=K, width=width // factor, height=height // factor)
 
 
-def photo_on_discs(cloud: AnchorCloud, coords: Tensor, resolution: int, photo: Photo, camera: Camera) -> tuple[Tensor, Tensor]:
-    """What the photo says of each disc: linear radiance [M, 3] and how well it is seen [M], 0..1."""
+def photo_on_discs(cloud: AnchorCloud, coords: Tensor, resolution: int, photo: Photo, camera: Camera,
+                   poll: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+    """What the photo says of each disc: linear radiance [M, 3] and how well it is seen [M], 0..1. ``poll`` may raise to stop."""
     photo, camera = reduce_photo(photo, camera, DETAIL_PIXELS)
     lifted = lift_photo(cloud, coords, resolution, photo.srgb, photo.alpha, camera)
-    return photo_radiance(cloud, lifted, photo.srgb, photo.alpha, camera), lifted.seen.clamp(0, 1)
+    return photo_radiance(cloud, lifted, photo.srgb, photo.alpha, camera, poll), lifted.seen.clamp(0, 1)
 
 
 def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, material: Tensor, camera: Camera, resolution: int) -> Tensor:

@@ -194,22 +194,17 @@ def _finish(model, path: Path) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from safetensors.torch import load_file
-
     from near.models.compact import CompactConfig, CompactModels
     from near.models.compact_flows import CompactFlow
-    from near.models.compact_renderer import CompactRendererModel
+    from near.training.starts import base_flow_from, homogenizer_config, load_into, renderer_from
     from near.weights.integrity import write_manifest
 
-    config = CompactConfig()
-    renderer, base, theta = CompactRendererModel(config.renderer), CompactFlow(config.base_flow), CompactFlow(config.homogenizer)
-    for model, path in ((renderer, args.renderer / "renderer.safetensors"), (base, args.base / "flow.safetensors"),
-                        (theta, args.homogenizer / "flow.safetensors")):
-        model.load_state_dict(load_file(path), strict=False)
-    CompactModels(config, renderer, base, theta).save(args.out)
-    manifest = write_manifest(args.out, "compact", {"config": asdict(config)})
+    renderer, base = renderer_from(args.renderer / "renderer.safetensors"), base_flow_from(args.base / "flow.safetensors")
+    path = args.homogenizer / "flow.safetensors"
+    theta = load_into(CompactFlow(homogenizer_config(path, base.config)), path)
+    models = CompactModels(CompactConfig(homogenizer=theta.config), renderer, base, theta)
+    models.save(args.out)
+    manifest = write_manifest(args.out, "compact", {"config": models.config_dict()})
     total = sum(f["bytes"] for f in manifest["files"].values())
     print(f"wrote {args.out}: {total / 2**20:.1f} MB")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from near.errors import NearError
@@ -31,6 +32,21 @@ def load_into(model, path: Path):
         raise NearError("start-unfit", f"{path.name} does not fit the model ({str(error).splitlines()[0]}).",
                         "Use weights of this version and of this shape, or none.") from error
     return model
+
+
+def homogenizer_config(path: Path, base: CompactFlowConfig) -> CompactFlowConfig:
+    """The sizes of the homogeniser in a file, on a base flow of sizes ``base``: how many per-voxel heads it has, and how wide.
+
+    Raises:
+        NearError: ``start-unfit``.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            first = [name for name in file.keys() if name.startswith("pointwise.members.") and name.endswith(".read.0.weight")]
+            width = file.get_slice(first[0]).get_shape()[0]
+    except (OSError, SafetensorError, IndexError) as error:
+        raise NearError("start-unfit", f"{path.name} holds no homogeniser.", "Use weights that near train flow --homogenizer left, or a pack's.") from error
+    return replace(base, with_shaded=True, head_count=len(first), head_width=width)
 
 
 def renderer_from(path: Path | None, lad_layers: int | None = None) -> CompactRendererModel:
@@ -60,7 +76,7 @@ def homogenizer_from(path: Path | None, base: CompactFlow, rank: int) -> Compact
     lora = LoraSettings(rank=rank, alpha=rank, targets=COMPACT_TARGETS)
     if path is None:
         return CompactFlow.homogenizer_from(base, lora)
-    flow = load_into(CompactFlow(replace(base.config, with_shaded=True)), path)
+    flow = load_into(CompactFlow(homogenizer_config(path, base.config)), path)
     attach_lora(flow.flow, lora)
     for part in (flow.flow.input_blocks, flow.flow.out_blocks, flow.flow.out_layer, flow.flow.t_embedder):
         part.requires_grad_(True)
