@@ -1,7 +1,7 @@
 """Radiance of discs whose splat is the photo, rather than the photo read at the discs' centres.
 
-A disc that wears the pixel under its centre is blurred a second time when it is splatted: a photo lifted and splatted back is 34 dB
-of itself on average, and 38 dB after three rounds of this (fifteen objects; textiles and fine metalwork gain 5 dB). Each round
+A disc that wears the pixel under its centre is blurred a second time when it is splatted: a photo lifted and splatted back is 34.3 dB
+of itself on average, and 37.1 dB after three rounds of this (twelve training objects; carved wood and print gain 5 dB). Each round
 multiplies a disc's radiance by what the photo has over the splat where the disc is seen (Richardson and Lucy's way, which keeps
 radiance positive and treats dark and bright alike).
 """
