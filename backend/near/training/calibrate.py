@@ -37,19 +37,19 @@ class BrightnessBias:
 
 
 @torch.no_grad()
-def brightness_bias(flow: CompactFlow, files: list[Path], hdri_folder: Path, *, per_object: int = 3, seed: int = 0,
-                    darkest: float = RelitConfig.darkest, progress: Callable[[], object] = lambda: None) -> BrightnessBias:
+def brightness_bias(flow: CompactFlow, files: list[Path], hdri_folder: Path, per_object: int,
+                    progress: Callable[[], object] = lambda: None) -> BrightnessBias:
     """How much brighter objects are than the homogeniser's heads say.
 
     Args:
-        files: precomputed objects with rendered photos (:mod:`near.training.cache`); ``per_object`` photos of each are drawn.
-        darkest: mean radiance of the dimmest light of a photo that counts.
+        files: precomputed objects with rendered photos (:mod:`near.training.cache`); ``per_object`` photos of each are drawn, of those
+            taken in enough light for the heads' training.
     Raises:
         NearError: ``training-lights-dim``, ``training-data-few`` when no photo is bright enough.
     """
-    bright = LightLibrary(hdri_folder).brighter_than(darkest)
+    bright = LightLibrary(hdri_folder).brighter_than(RelitConfig.darkest)
     data = FlowData(files, "homogenizer", held_out=0, head=flow.pointwise)
-    generator, errors = torch.Generator().manual_seed(seed), []
+    generator, errors = torch.Generator().manual_seed(0), []
     for index, item in enumerate(data.objects):
         usable = [k for k, p in enumerate(item["photos"]) if item["lights"][p["view"]][p["light"]][0] in bright]
         for k in torch.randperm(len(usable), generator=generator)[:per_object].tolist():

@@ -195,13 +195,11 @@ def _finish(model, path: Path) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from near.models.compact import CompactConfig, CompactModels
-    from near.models.compact_flows import CompactFlow
-    from near.training.starts import base_flow_from, homogenizer_config, load_into, renderer_from
+    from near.training.starts import base_flow_from, renderer_from, stored_homogenizer
     from near.weights.integrity import write_manifest
 
     renderer, base = renderer_from(args.renderer / "renderer.safetensors"), base_flow_from(args.base / "flow.safetensors")
-    path = args.homogenizer / "flow.safetensors"
-    theta = load_into(CompactFlow(homogenizer_config(path, base.config)), path)
+    theta = stored_homogenizer(args.homogenizer / "flow.safetensors", base.config)
     models = CompactModels(CompactConfig(homogenizer=theta.config), renderer, base, theta)
     models.save(args.out)
     manifest = write_manifest(args.out, "compact", {"config": models.config_dict()})
@@ -216,18 +214,21 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from near.atomic import check_writable, write_bytes
     from near.models.compact import CompactModels
     from near.training.calibrate import brightness_bias, calibrate
     from near.weights.integrity import write_manifest
 
+    if args.report:
+        check_writable(args.report)
     files, models = _cached(args.cache), CompactModels.load(str(args.pack))
     with tqdm(total=len(files), desc="calibrate") as bar:
-        bias = brightness_bias(models.homogenizer, files, args.hdris, per_object=args.photos, progress=bar.update)
+        bias = brightness_bias(models.homogenizer, files, args.hdris, args.photos, bar.update)
     calibrate(models.homogenizer, bias)
     models.save(args.out)
     write_manifest(args.out, "compact", {"config": models.config_dict()})
     if args.report:
-        args.report.write_text(json.dumps(asdict(bias), indent=1) + "\n", encoding="utf-8")
+        write_bytes(args.report, (json.dumps(asdict(bias), indent=1) + "\n").encode())
     print(f"{bias.photos} photos: objects are {math.exp(bias.mean):.3f} times as bright as answered (deviation of a photo: "
           f"{math.exp(bias.deviation):.2f} times); wrote {args.out}")
     return 0

@@ -44,6 +44,8 @@ def held_out_rows(count: int, wanted: int) -> list[int]:
     Raises:
         NearError: ``training-data-few``.
     """
+    if wanted == 0:
+        return []
     if count < 2:
         raise NearError("training-data-few", f"{count} objects are too few to train on and to test with.", "Precompute more objects.")
     wanted = min(wanted, max(count // 4, 1))
@@ -62,7 +64,7 @@ class FlowData:
         for path in files:
             data = torch.load(path, weights_only=True, mmap=True)
             self.objects.append({k: data[k] for k in ("name", "coords", "slat", "slat_known", "photos", "alpha", "matrices", "anchors", "cam_from_world", "lights")})
-        self.test = held_out_rows(len(files), held_out) if held_out else []
+        self.test = held_out_rows(len(files), held_out)
         self.train = [(o, p) for o in range(len(self.objects)) if o not in self.test for p in range(len(self.objects[o]["photos"]))]
 
     def __len__(self) -> int:

@@ -72,7 +72,7 @@ class RelitData:
             item["rendered"] = [k for k, p in enumerate(item["photos"]) if "light" in p]
             item["hidden"] = hidden_radiance(item["conditions"], decode_material(item["targets"].float()[..., MATERIAL]))
         rendered = [o for o, item in enumerate(self.objects) if item["rendered"]]
-        self.test = [rendered[k] for k in held_out_rows(len(rendered), held_out)] if held_out else []
+        self.test = [rendered[k] for k in held_out_rows(len(rendered), held_out)]
         known = {self.objects[o]["name"] for o in self.test}
         self.train = [o for o, item in enumerate(self.objects) if item["name"] not in known]
 

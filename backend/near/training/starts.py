@@ -34,8 +34,8 @@ def load_into(model, path: Path):
     return model
 
 
-def homogenizer_config(path: Path, base: CompactFlowConfig) -> CompactFlowConfig:
-    """The sizes of the homogeniser in a file, on a base flow of sizes ``base``: how many per-voxel heads it has, and how wide.
+def stored_homogenizer(path: Path, base: CompactFlowConfig) -> CompactFlow:
+    """The homogeniser of a file, on a base flow of sizes ``base``; how many per-voxel heads it has, and how wide, the file says.
 
     Raises:
         NearError: ``start-unfit``.
@@ -46,7 +46,7 @@ def homogenizer_config(path: Path, base: CompactFlowConfig) -> CompactFlowConfig
             width = file.get_slice(first[0]).get_shape()[0]
     except (OSError, SafetensorError, IndexError) as error:
         raise NearError("start-unfit", f"{path.name} holds no homogeniser.", "Use weights that near train flow --homogenizer left, or a pack's.") from error
-    return replace(base, with_shaded=True, head_count=len(first), head_width=width)
+    return load_into(CompactFlow(replace(base, with_shaded=True, head_count=len(first), head_width=width)), path)
 
 
 def renderer_from(path: Path | None, lad_layers: int | None = None) -> CompactRendererModel:
@@ -76,7 +76,7 @@ def homogenizer_from(path: Path | None, base: CompactFlow, rank: int) -> Compact
     lora = LoraSettings(rank=rank, alpha=rank, targets=COMPACT_TARGETS)
     if path is None:
         return CompactFlow.homogenizer_from(base, lora)
-    flow = load_into(CompactFlow(homogenizer_config(path, base.config)), path)
+    flow = stored_homogenizer(path, base.config)
     attach_lora(flow.flow, lora)
     for part in (flow.flow.input_blocks, flow.flow.out_blocks, flow.flow.out_layer, flow.flow.t_embedder):
         part.requires_grad_(True)
