@@ -8,6 +8,7 @@ leaves over is paint: light does not change between two places that face the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from near.models.anchors import AnchorCloud
 from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
 from near.models.material import voxel_mean
+from near.models.photo_light import DARKEST, drawn, fit_directions, light_directions, responses, shown_under
 from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE, normal_reflectance, total_albedo
 from near.models.visibility import evaluate_visibility
 
@@ -71,8 +73,17 @@ def fit_light(design: Tensor, radiance: Tensor, weight: Tensor) -> Tensor:
 
 
 def shown_by(design: Tensor, light: Tensor) -> Tensor:
-    """Radiance [M, C] through ``design`` under ``light`` [C, K], kept from falling to nothing."""
-    shown = design @ light.T if design.dim() == 2 else torch.einsum("cmk,ck->mc", design, light)
+    """Radiance [M, 3] through ``design`` under ``light`` [C, K], kept from falling to nothing."""
+    return kept_up(shown_through(design, light))
+
+
+def shown_through(design: Tensor, light: Tensor) -> Tensor:
+    """Radiance [M, C] through ``design`` [M, K] or [C, M, K] under ``light`` [C, K]."""
+    return design @ light.T if design.dim() == 2 else torch.einsum("cmk,ck->mc", design, light)
+
+
+def kept_up(shown: Tensor) -> Tensor:
+    """Radiance [M, C], none of it below a share of its mean."""
     return torch.maximum(shown, 0.15 * shown.mean(0).clamp_min(1e-3))
 
 
@@ -91,13 +102,15 @@ def sent_to_itself(exchange: Exchange, openness: Tensor, material: Tensor, diffu
     return torch.stack(got) * RETURNED_SHARE * (1 - openness)[:, None]
 
 
-def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radiance_lin709: Tensor, seen: Tensor, view_dirs: Tensor) -> Tensor:
-    """Log ratio [M, 3] of the photo to what the materials show under the best smooth light; zero where nothing is seen.
+def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radiance_lin709: Tensor, seen: Tensor, view_dirs: Tensor,
+                poll: Callable[[], None] = lambda: None) -> Tensor:
+    """Log ratio [M, 3] of the photo to what the materials show under the light that fits it best; zero where nothing is seen.
 
     The homogeniser answers for voxels, and being unsure it answers with averages: a white sole beside a dark upper comes out
     grey. This is what it missed. The object's mean brightness stays the homogeniser's, for the fitted light takes it up.
 
     Args: material [M, 5] linear; radiance_lin709 [M, 3] the photo's, per disc; seen [M] weights 0..1; view_dirs [M, 3].
+        ``poll``: called between the steps; raises to stop (cancellation).
     """
     rows = torch.nonzero(seen > 0)[:, 0]
     out = torch.zeros_like(radiance_lin709)
@@ -105,10 +118,20 @@ def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radian
         return out
     # Discs that the photo does not see light those that it does.
     diffuse = diffuse_response(cloud.normals, cloud.visibility)
-    mirror = mirror_response(cloud.normals[rows], cloud.visibility[rows], view_dirs[rows], material[rows, 3])
-    diffuse = (diffuse + sent_to_itself(exchange, cloud.openness, material, diffuse))[:, rows]
-    design, radiance = painted(material[rows], diffuse, mirror), radiance_lin709[rows]
-    shown = shown_by(design, fit_light(design, radiance, seen[rows].sqrt()))
+    own, radiance, weight = material[rows], radiance_lin709[rows], seen[rows].sqrt()
+    discs = cloud.normals[rows], view_dirs[rows], cloud.visibility[rows]
+    sent = sent_to_itself(exchange, cloud.openness, material, diffuse)[:, rows]
+    light = fit_light(painted(own, diffuse[rows] + sent, mirror_response(*discs[::2], discs[1], own[:, 3])), radiance, weight)
+    returned = own[:, :3] * (1 - own[:, 4:5]) * shown_through(sent, light).clamp_min(0)
+    poll()
+    # That light is smooth; from it starts one that holds lamps.
+    directions, solid_angle = light_directions()
+    start = sh_basis(directions, LIGHT_ORDER) @ light.T
+    start = torch.maximum(start, DARKEST * start.mean(0).clamp_min(1e-4)) * solid_angle
+    some = drawn(seen[rows])
+    flux = fit_directions(responses(*(d[some] for d in discs), own[some], directions), radiance[some], returned[some], weight[some], start)
+    poll()
+    shown = kept_up(shown_under(*discs, own, directions, flux) + returned)
     out[rows] = ((radiance + BLACK) / (shown + BLACK)).log()
     return out
 

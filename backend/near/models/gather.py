@@ -35,11 +35,8 @@ def irradiance(normals: Tensor, visibility: Tensor | None, directions: Tensor, f
 
 def irradiance_torch(normals: Tensor, visibility: Tensor | None, directions: Tensor, flux: Tensor, chunk: int = 16384) -> Tensor:
     """Plain torch twin of :func:`irradiance`: any device."""
-    if visibility is None:
-        return (normals @ directions.T).clamp_min(0) @ flux
-    basis = sh_basis(directions, math.isqrt(visibility.shape[1]) - 1)
-    return torch.cat([((n @ directions.T).clamp_min(0) * (v @ basis.T).clamp(0, 1)) @ flux
-                      for n, v in zip(normals.split(chunk), visibility.split(chunk))])
+    rows = (slice(start, start + chunk) for start in range(0, len(normals), chunk))
+    return torch.cat([torch.zeros(0, 3).to(flux), *(cosines(normals[r], None if visibility is None else visibility[r], directions) @ flux for r in rows)])
 
 
 def rough_reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor | None, directions: Tensor,
@@ -62,24 +59,39 @@ def rough_reflection(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visi
 def rough_reflection_torch(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor | None, directions: Tensor,
                            flux: Tensor, chunk: int = 8192) -> tuple[Tensor, Tensor]:
     """Plain torch twin of :func:`rough_reflection`: any device."""
-    basis = None if visibility is None else sh_basis(directions, math.isqrt(visibility.shape[1]) - 1).T
-    white, grazing = [], []
+    white, grazing = [torch.zeros(0, 3).to(flux)], [torch.zeros(0, 3).to(flux)]
     for start in range(0, len(normals), chunk):
         rows = slice(start, start + chunk)
-        n, v, a2 = normals[rows], view_dirs[rows], roughness[rows, None].clamp_min(MIN_ROUGHNESS) ** 4
-        n_dot_v, n_dot_l, one = (n * v).sum(-1, keepdim=True), n @ directions.T, (1 + v @ directions.T).clamp_min(1e-4)
-        n_dot_h2 = ((n_dot_l + n_dot_v) ** 2 / (2 * one)).clamp_max(1)
-        facing = n_dot_v.abs().clamp_min(MIN_COSINE)
-        masking = n_dot_l * (a2 + (1 - a2) * facing ** 2).sqrt() + facing * (a2 + (1 - a2) * n_dot_l ** 2).sqrt()
-        lobe = a2 / math.pi / (n_dot_h2 * (a2 - 1) + 1) ** 2 * 0.5 * n_dot_l / masking
-        lobe = torch.where(n_dot_l > 0, lobe, torch.zeros_like(lobe))
-        if basis is not None:
-            lobe = lobe * (visibility[rows] @ basis).clamp(0, 1)
+        lobe, slant = rough_lobes(normals[rows], view_dirs[rows], roughness[rows], None if visibility is None else visibility[rows], directions)
         white.append(lobe @ flux)
-        grazing.append((lobe * (1 - (one / 2).sqrt()).clamp_min(0) ** 5) @ flux)
-    if not white:
-        return torch.zeros_like(normals), torch.zeros_like(normals)
+        grazing.append(slant @ flux)
     return torch.cat(white), torch.cat(grazing)
+
+
+def rough_lobes(normals: Tensor, view_dirs: Tensor, roughness: Tensor, visibility: Tensor | None, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """What each of the directions adds to the two sums of :func:`rough_reflection` per unit of its flux, each [M, n]."""
+    a2 = roughness[:, None].clamp_min(MIN_ROUGHNESS) ** 4
+    n_dot_v, n_dot_l = (normals * view_dirs).sum(-1, keepdim=True), normals @ directions.T
+    one = (1 + view_dirs @ directions.T).clamp_min(1e-4)
+    n_dot_h2 = ((n_dot_l + n_dot_v) ** 2 / (2 * one)).clamp_max(1)
+    facing = n_dot_v.abs().clamp_min(MIN_COSINE)
+    masking = n_dot_l * (a2 + (1 - a2) * facing ** 2).sqrt() + facing * (a2 + (1 - a2) * n_dot_l ** 2).sqrt()
+    lobe = a2 / math.pi / (n_dot_h2 * (a2 - 1) + 1) ** 2 * 0.5 * n_dot_l / masking
+    lobe = torch.where(n_dot_l > 0, lobe, torch.zeros_like(lobe))
+    if visibility is not None:
+        lobe = lobe * seen_share(visibility, directions)
+    return lobe, lobe * (1 - (one / 2).sqrt()).clamp_min(0) ** 5
+
+
+def cosines(normals: Tensor, visibility: Tensor | None, directions: Tensor) -> Tensor:
+    """What each of the directions adds to the irradiance per unit of its flux, [M, n]."""
+    cosine = (normals @ directions.T).clamp_min(0)
+    return cosine if visibility is None else cosine * seen_share(visibility, directions)
+
+
+def seen_share(visibility: Tensor, directions: Tensor) -> Tensor:
+    """[M, n] of harmonics [M, K] in directions [n, 3], clipped to 0..1."""
+    return (visibility @ sh_basis(directions, math.isqrt(visibility.shape[1]) - 1).T).clamp(0, 1)
 
 
 def _plain(*tensors: Tensor | None) -> bool:

@@ -105,6 +105,13 @@ def tinted_albedo(f0: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return (f0 * scale[:, None] + bias[:, None]) * scattered_again(f0, scale + bias)
 
 
+def albedo_split(base_lin709: Tensor, roughness: Tensor, metallic: Tensor, n_dot_v: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """How a material [M, 3], [M], [M, 1] shares out light seen at a cosine [M]: F0 [M, 3], diffuse albedo [M, 3], :func:`lobe_albedo`."""
+    f0, lobe = normal_reflectance(base_lin709, metallic), lobe_albedo(n_dot_v, roughness)
+    dielectric = tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
+    return f0, base_lin709 * (1 - metallic) * (1 - dielectric), lobe
+
+
 def scattered_again(f0: Tensor, single: Tensor) -> Tensor:
     """Factor [M, 3]: energy lost between microfacets comes back tinted by F0 (Turquin's compensation, as Cycles has it).
     ``single`` [M]: single-scatter albedo at F0 = 1."""
@@ -153,13 +160,10 @@ def shade_terms(surface: Surface, incident: IncidentLight, light: PrefilteredLig
 
     Args: view_dirs [M, 3] unit, from the disc to the camera, in the frame of the surface's normals.
     """
-    metallic, n_dot_v = surface.metallic[:, None], (surface.normals * view_dirs).sum(-1)
-    f0 = normal_reflectance(surface.base_lin709, metallic)
-    lobe = lobe_albedo(n_dot_v, surface.roughness)
-    albedo, dielectric = tinted_albedo(f0, *lobe), tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
-    diffuse_albedo = surface.base_lin709 * (1 - metallic) * (1 - dielectric)
+    n_dot_v = (surface.normals * view_dirs).sum(-1)
+    f0, diffuse_albedo, lobe = albedo_split(surface.base_lin709, surface.roughness, surface.metallic[:, None], n_dot_v)
     white, grazing, seen = reflection(surface.normals, view_dirs, surface.roughness, surface.visibility, lobe, light, env)
     return ShadingTerms(
         diffuse=diffuse_albedo * incident.irradiance / math.pi,
         specular=(f0 * white + (1 - f0) * grazing) * scattered_again(f0, sum(lobe)),
-        hidden=incident.hidden_lin709 * (diffuse_albedo * (1 - surface.openness[:, None]) + albedo * (1 - seen[:, None])))
+        hidden=incident.hidden_lin709 * (diffuse_albedo * (1 - surface.openness[:, None]) + tinted_albedo(f0, *lobe) * (1 - seen[:, None])))

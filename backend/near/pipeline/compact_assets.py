@@ -40,6 +40,7 @@ DETAIL_LIMIT = 2.0  # log ratio by which a photo may at most move a disc's base 
 # Of what light does not explain and is brighter, paint: of a voxel's mean, and of what differs inside it; for a mirror, and what a
 # matt surface adds, which has no small highlights. All that is darker is paint. Chosen on training objects.
 BRIGHTER, BRIGHTER_MATT = (0.75, 0.9), (0.35, 0.2)
+BRIGHTENED = 0.1  # log ratio by which seen paint is brighter than what explains the photo; likewise chosen
 BLENDED, BLEND_RADIUS = 8, 0.7  # voxels a disc hears, and the deviation of their weights in voxels
 
 
@@ -112,7 +113,7 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     slat = models.sample_homogenised(coords, features, view, shaded, photo, progress=part(0.65, 0.95), **run)
     slat = slat.half()
     material = models.voxel_material(coords, slat.float())
-    anchors = replace(anchors, detail=_detail(photo_detail(cloud, radiance, seen, material, camera, models.config.resolution)))
+    anchors = replace(anchors, detail=_detail(photo_detail(cloud, radiance, seen, material, camera, models.config.resolution, lambda: check(cancelled))))
     progress("done", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
                   photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
@@ -144,7 +145,8 @@ def photo_on_discs(cloud: AnchorCloud, coords: Tensor, resolution: int, photo: P
     return photo_radiance(cloud, lifted, photo.srgb, photo.alpha, camera, poll), lifted.seen.clamp(0, 1)
 
 
-def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, material: Tensor, camera: Camera, resolution: int) -> Tensor:
+def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, material: Tensor, camera: Camera, resolution: int,
+                 poll: Callable[[], None] = lambda: None) -> Tensor:
     """Paint that the voxels' materials miss: where the photo differs from how they look under the light that fits it best,
     most of the difference is base colour; of what is brighter less, for it may be a highlight.
 
@@ -153,14 +155,14 @@ def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, mate
     """
     of_discs = material[cloud.voxel]
     linear = decode_material(of_discs)
-    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance_lin709, seen, view_directions(cloud.points, camera))
+    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance_lin709, seen, view_directions(cloud.points, camera), poll)
     broad = voxel_mean(rest, cloud.voxel, len(material), seen)[cloud.voxel]
     fine = rest - broad
     paint = torch.zeros_like(rest)
     for part, mirror, matt in zip((broad, fine), BRIGHTER, BRIGHTER_MATT):
         paint = paint + torch.where(part > 0, part * (mirror + matt * linear[:, 3:4]), part)
     # What may be a highlight is left out of the brighter places alone; the object as a whole must not darken by it.
-    paint = paint + ((rest - paint) * (seen / seen.sum().clamp_min(1e-6))[:, None]).sum(0).mean()
+    paint = paint + ((rest - paint) * (seen / seen.sum().clamp_min(1e-6))[:, None]).sum(0).mean() + BRIGHTENED
     paint = paint.clamp(-DETAIL_LIMIT, DETAIL_LIMIT)
     painted = linear[:, :3].clamp_min(1e-3) * (paint * seen.sqrt()[:, None]).exp()
     detail = F.pad(encode_colour(within_white(painted)) - of_discs[:, :3], (0, 2))

@@ -23,7 +23,7 @@ from near.errors import NearError
 from near.models.compact_flows import CompactFlow
 from near.models.material import MATERIAL, decode_material, shaded_slat
 from near.models.pointwise import PointwisePrior, seen_otherwise
-from near.models.shading import DIELECTRIC_F0, lobe_albedo, normal_reflectance, scattered_again, tinted_albedo
+from near.models.shading import albedo_split, scattered_again, tinted_albedo
 from near.training.flow_data import held_out_rows
 from near.training.flows import CHANNEL_WEIGHTS
 from near.training.journal import Sheet
@@ -49,12 +49,9 @@ def shade_voxels(material: Tensor, condition: dict[str, Tensor], hidden: Tensor)
     rows = torch.arange(len(at), device=at.device)
     white, grazing = (torch.lerp(condition[k][rows, at], condition[k][rows, at + 1], blend) for k in ("white", "grazing"))
     seen = torch.lerp(condition["open_to"][rows, at, None], condition["open_to"][rows, at + 1, None], blend)
-    f0 = normal_reflectance(base, metal)
-    lobe = lobe_albedo(condition["n_dot_v"], rough)
-    albedo, dielectric = tinted_albedo(f0, *lobe), tinted_albedo(torch.full_like(f0, DIELECTRIC_F0), *lobe)
-    diffuse = base * (1 - metal) * (1 - dielectric)
+    f0, diffuse, lobe = albedo_split(base, rough, metal, condition["n_dot_v"])
     return (diffuse * condition["irradiance"] / torch.pi + (f0 * white + (1 - f0) * grazing) * scattered_again(f0, sum(lobe))
-            + hidden * (diffuse * (1 - condition["openness"][:, None]) + albedo * (1 - seen)))
+            + hidden * (diffuse * (1 - condition["openness"][:, None]) + tinted_albedo(f0, *lobe) * (1 - seen)))
 
 
 class RelitData:

@@ -1,0 +1,72 @@
+"""The light that a photo was taken in, as far as its object shows it: radiance from some hundred directions, none of it negative.
+
+Few harmonics (:mod:`near.models.evidence`) say how bright each side of an object is lit. They hold no lamp: what a lamp does, the highlight
+on a curved side and the edge of a shadow, would be left over and taken for paint. Directions hold it. There are more of them than smooth
+surfaces can tell apart; starting from the harmonics and stopping after some rounds of multiplicative steps (which keep radiance positive
+and are slow to invent what one disc alone would explain) leaves those alone that the photo says nothing of.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from near.models.gather import cosines, irradiance, rough_lobes, rough_reflection
+from near.models.harmonics import fibonacci_sphere
+from near.models.shading import albedo_split, scattered_again
+
+DIRECTIONS = 642      # about 8 degrees apart
+MIN_ROUGHNESS = 0.3   # of the discs: sharper lobes would fall between the directions
+FITTED = 4000         # discs, drawn by how well they are seen
+ROUNDS = 40
+STEP = 2.0            # factor by which a round may change a direction
+DARKEST = 0.05        # of the mean radiance, that a direction starts from
+NOTHING = 1e-6        # added to both sides of a step: what no disc sees stays
+ROW_FLOOR, ROW_OUTLIER = 0.02, 0.5  # radiance below which errors no longer count relatively; log error from which a disc counts less
+
+
+def light_directions() -> tuple[Tensor, float]:
+    """Unit vectors [DIRECTIONS, 3], and the solid angle in steradians that each stands for."""
+    return fibonacci_sphere(DIRECTIONS), 4 * math.pi / DIRECTIONS
+
+
+def drawn(seen: Tensor) -> Tensor:
+    """Rows of the discs that a light is fitted to; seen [M] weights."""
+    return torch.multinomial(seen, min(FITTED, len(seen)), generator=torch.Generator().manual_seed(0))
+
+
+def responses(normals: Tensor, view_dirs: Tensor, visibility: Tensor, material: Tensor, directions: Tensor) -> Tensor:
+    """[3, M, n]: radiance of discs towards the camera per unit of flux from each direction; material [M, 5] linear."""
+    rough = material[:, 3].clamp_min(MIN_ROUGHNESS)
+    f0, diffuse, lobe = albedo_split(material[:, :3], rough, material[:, 4:5], (normals * view_dirs).sum(-1))
+    matt = cosines(normals, visibility, directions) / math.pi
+    white, grazing = rough_lobes(normals, view_dirs, rough, visibility, directions)
+    again = scattered_again(f0, sum(lobe))
+    return torch.stack([d * matt + (f * white + (1 - f) * grazing) * s for d, f, s in
+                        zip(diffuse.T[..., None], f0.T[..., None], again.T[..., None])])
+
+
+def shown_under(normals: Tensor, view_dirs: Tensor, visibility: Tensor, material: Tensor, directions: Tensor, flux: Tensor) -> Tensor:
+    """Radiance [M, 3] under ``flux`` [n, 3]: the compiled twin of :func:`responses` times flux, for many discs."""
+    rough = material[:, 3].clamp_min(MIN_ROUGHNESS)
+    f0, diffuse, lobe = albedo_split(material[:, :3], rough, material[:, 4:5], (normals * view_dirs).sum(-1))
+    white, grazing = rough_reflection(normals, view_dirs, rough, visibility, directions, flux)
+    return diffuse * irradiance(normals, visibility, directions, flux) / math.pi + (f0 * white + (1 - f0) * grazing) * scattered_again(f0, sum(lobe))
+
+
+def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight: Tensor, start: Tensor) -> Tensor:
+    """Flux [n, 3] that explains ``radiance`` [M, 3] by ``response`` [3, M, n] and a part that is known, ``constant`` [M, 3].
+
+    Multiplicative steps towards the least relative error, robust (a highlight where none should be must not light the rest).
+    Args: weight [M]; start [n, 3] flux to begin with, positive.
+    """
+    wanted, known, flux = radiance.T, constant.T, start.T
+    for _ in range(ROUNDS):
+        shown = (response @ flux[..., None])[..., 0] + known
+        error = ((shown + ROW_FLOOR) / (wanted + ROW_FLOOR)).log()
+        trust = weight / ((wanted + ROW_FLOOR) * (shown + ROW_FLOOR) * (1 + (error / ROW_OUTLIER) ** 2).sqrt())
+        more, less = ((response.mT @ (trust * side)[..., None])[..., 0] for side in (wanted, shown))
+        flux = flux * ((more + NOTHING) / (less + NOTHING)).clamp(1 / STEP, STEP)
+    return flux.T
