@@ -62,11 +62,15 @@ def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight:
     Multiplicative steps towards the least relative error, robust (a highlight where none should be must not light the rest).
     Args: weight [M]; start [n, 3] flux to begin with, positive.
     """
-    wanted, known, flux = radiance.T, constant.T, start.T
+    return torch.stack([_fit_channel(*channel, weight) for channel in zip(response, radiance.T, constant.T, start.T)], -1)
+
+
+def _fit_channel(response: Tensor, wanted: Tensor, known: Tensor, flux: Tensor, weight: Tensor) -> Tensor:
+    """Of one channel: response [M, n], wanted and known [M], flux [n]."""
     for _ in range(ROUNDS):
-        shown = (response @ flux[..., None])[..., 0] + known
+        shown = response @ flux + known
         error = ((shown + ROW_FLOOR) / (wanted + ROW_FLOOR)).log()
         trust = weight / ((wanted + ROW_FLOOR) * (shown + ROW_FLOOR) * (1 + (error / ROW_OUTLIER) ** 2).sqrt())
-        more, less = ((response.mT @ (trust * side)[..., None])[..., 0] for side in (wanted, shown))
+        more, less = torch.stack([trust * wanted, trust * shown]) @ response
         flux = flux * ((more + NOTHING) / (less + NOTHING)).clamp(1 / STEP, STEP)
-    return flux.T
+    return flux
