@@ -21,6 +21,7 @@ DIRECTIONS = 642      # about 8 degrees apart
 MIN_ROUGHNESS = 0.3   # of the discs: sharper lobes would fall between the directions
 FITTED = 4000         # discs, drawn by how well they are seen
 ROUNDS = 40
+ALIKE = 0.8           # of a step's logarithm is common to the channels: lamps are hardly coloured, paints are
 STEP = 2.0            # factor by which a round may change a direction
 DARKEST = 0.05        # of the mean radiance, that a direction starts from
 NOTHING = 1e-6        # added to both sides of a step: what no disc sees stays
@@ -62,15 +63,18 @@ def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight:
     Multiplicative steps towards the least relative error, robust (a highlight where none should be must not light the rest).
     Args: weight [M]; start [n, 3] flux to begin with, positive.
     """
-    return torch.stack([_fit_channel(*channel, weight) for channel in zip(response, radiance.T, constant.T, start.T)], -1)
-
-
-def _fit_channel(response: Tensor, wanted: Tensor, known: Tensor, flux: Tensor, weight: Tensor) -> Tensor:
-    """Of one channel: response [M, n], wanted and known [M], flux [n]."""
+    flux = list(start.T)
     for _ in range(ROUNDS):
-        shown = response @ flux + known
-        error = ((shown + ROW_FLOOR) / (wanted + ROW_FLOOR)).log()
-        trust = weight / ((wanted + ROW_FLOOR) * (shown + ROW_FLOOR) * (1 + (error / ROW_OUTLIER) ** 2).sqrt())
-        more, less = torch.stack([trust * wanted, trust * shown]) @ response
-        flux = flux * ((more + NOTHING) / (less + NOTHING)).clamp(1 / STEP, STEP)
-    return flux
+        steps = torch.stack([_step(*channel, weight) for channel in zip(response, radiance.T, constant.T, flux)])
+        steps = torch.lerp(steps, steps.mean(0), ALIKE).exp().clamp(1 / STEP, STEP)
+        flux = [f * s for f, s in zip(flux, steps)]
+    return torch.stack(flux, -1)
+
+
+def _step(response: Tensor, wanted: Tensor, known: Tensor, flux: Tensor, weight: Tensor) -> Tensor:
+    """Of one channel, logarithm of the factor [n] on its flux [n]; response [M, n], wanted and known [M]."""
+    shown = response @ flux + known
+    error = ((shown + ROW_FLOOR) / (wanted + ROW_FLOOR)).log()
+    trust = weight / ((wanted + ROW_FLOOR) * (shown + ROW_FLOOR) * (1 + (error / ROW_OUTLIER) ** 2).sqrt())
+    more, less = torch.stack([trust * wanted, trust * shown]) @ response
+    return ((more + NOTHING) / (less + NOTHING)).log()
