@@ -104,3 +104,10 @@ def varlen_kernel() -> Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor] |
         return lambda q, k, v, ends, longest: varlen_attn(q, k, v, ends, ends, longest, longest)
     except ImportError:
         return None
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this processor has bfloat16 dot products (AVX-512 BF16, AMX, or Arm's BF16)."""
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(bool(p()) for p in probes if p is not None) or "SVE" in capability

@@ -20,6 +20,7 @@ from near.models.conditioner import ImageConditioner, load_birefnet, matte_with
 from near.models.flow import FlowTransformer
 from near.models.homogenizer import Homogenizer, HomogenizerConfig, load_adapter
 from near.models.samplers import SamplerConfig
+from near.nn.kernels import cpu_has_bfloat16
 from near.pipeline.published_assets import CreatorModels, StructureModels, create_asset
 from near.pipeline.published_frame import PublishedRenderer
 from near.pipeline.published_parts import PublishedModels
@@ -180,13 +181,6 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in PRECISIONS or (name == "float16" and device.type == "cpu"):
         raise NearError("precision", f"The precision {name!r} is not available on {device.type}.", f"Choose from {', '.join(PRECISIONS)}.")
     return PRECISIONS[name]
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this processor has bfloat16 dot products (AVX-512 BF16, AMX, or Arm's BF16)."""
-    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(bool(p()) for p in probes if p is not None) or "SVE" in capability
 
 
 __all__ = ["PublishedPipeline", "choose_precision", "find_checkpoint"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from near.errors import NearError
+from near.nn.kernels import cpu_has_bfloat16
 from near.training.journal import Journal, Sheet
 
 
@@ -28,7 +29,7 @@ class LoopConfig:
     """Optimiser and schedule (paper supplement; spec section 15).
 
     learning_rate peaks after ``warmup`` steps and falls along a cosine to ``final_share`` of itself at ``steps`` or,
-    if that comes first, at ``minutes``. ``ema`` is the decay of the averaged weights. ``bf16``: autocast in bfloat16.
+    if that comes first, at ``minutes``. ``ema`` is the decay of the averaged weights. ``bf16``: autocast in bfloat16, where the device has it.
     """
 
     steps: int = 20000
@@ -60,8 +61,9 @@ class LoopConfig:
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1)) * cosine
 
     def autocast(self, device: torch.device, enabled: bool = True) -> torch.autocast:
-        """For the models' forward passes."""
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16 and enabled)
+        """For the models' forward passes. A processor without bfloat16 products would take many times as long by them."""
+        able = device.type != "cpu" or cpu_has_bfloat16()
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16 and enabled and able)
 
 
 class Sampler:
