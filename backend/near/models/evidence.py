@@ -21,15 +21,13 @@ from near.models.anchors import AnchorCloud
 from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
 from near.models.material import voxel_mean
-from near.models.photo_light import DARKEST, drawn, fit_directions, light_directions, responses, shown_under
+from near.models.photo_light import DARKEST, FLOOR, OUTLIER, drawn, fit_directions, light_directions, responses, shown_under
 from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE, normal_reflectance, total_albedo
 from near.models.visibility import evaluate_visibility
 
 LIGHT_ORDER = 3
 DIRECTIONS = 200
 RIDGE = 0.02       # of the harmonics above the mean, per row: keeps unseen sides of the light quiet
-FLOOR = 0.02       # radiance below which errors no longer count relatively
-OUTLIER = 0.5      # log error from which a row counts less: a highlight must not light the rest
 ROUNDS = 3
 BLACK = 0.004      # radiance added before logarithms
 SATIN, GREY = 0.35, 0.4  # roughness and base colour of the object that the light is fitted to
@@ -119,9 +117,10 @@ def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radian
     # Discs that the photo does not see light those that it does.
     diffuse = diffuse_response(cloud.normals, cloud.visibility)
     own, radiance, weight = material[rows], radiance_lin709[rows], seen[rows].sqrt()
-    discs = cloud.normals[rows], view_dirs[rows], cloud.visibility[rows]
+    discs = normals, views, visibility = cloud.normals[rows], view_dirs[rows], cloud.visibility[rows]
     sent = sent_to_itself(exchange, cloud.openness, material, diffuse)[:, rows]
-    light = fit_light(painted(own, diffuse[rows] + sent, mirror_response(*discs[::2], discs[1], own[:, 3])), radiance, weight)
+    mirror = mirror_response(normals, visibility, views, own[:, 3])
+    light = fit_light(painted(own, diffuse[rows] + sent, mirror), radiance, weight)
     returned = own[:, :3] * (1 - own[:, 4:5]) * shown_through(sent, light).clamp_min(0)
     poll()
     # That light is smooth; from it starts one that holds lamps.

@@ -25,7 +25,8 @@ ALIKE = 0.8           # of a step's logarithm is common to the channels: lamps a
 STEP = 2.0            # factor by which a round may change a direction
 DARKEST = 0.05        # of the mean radiance, that a direction starts from
 NOTHING = 1e-6        # added to both sides of a step: what no disc sees stays
-ROW_FLOOR, ROW_OUTLIER = 0.02, 0.5  # radiance below which errors no longer count relatively; log error from which a disc counts less
+FLOOR = 0.02          # radiance below which errors no longer count relatively
+OUTLIER = 0.5         # log error from which a row counts less: a highlight must not light the rest
 
 
 def light_directions() -> tuple[Tensor, float]:
@@ -74,7 +75,7 @@ def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight:
 def _step(response: Tensor, wanted: Tensor, known: Tensor, flux: Tensor, weight: Tensor) -> Tensor:
     """Of one channel, logarithm of the factor [n] on its flux [n]; response [M, n], wanted and known [M]."""
     shown = response @ flux + known
-    error = ((shown + ROW_FLOOR) / (wanted + ROW_FLOOR)).log()
-    trust = weight / ((wanted + ROW_FLOOR) * (shown + ROW_FLOOR) * (1 + (error / ROW_OUTLIER) ** 2).sqrt())
+    error = ((shown + FLOOR) / (wanted + FLOOR)).log()
+    trust = weight / ((wanted + FLOOR) * (shown + FLOOR) * (1 + (error / OUTLIER) ** 2).sqrt())
     more, less = torch.stack([trust * wanted, trust * shown]) @ response
     return ((more + NOTHING) / (less + NOTHING)).log()
