@@ -13,7 +13,7 @@ from near.models.anchors import build_anchors, decode_anchors, view_directions
 from near.models.evidence import diffuse_response, fit_light, mirror_response, painted, shown_by, unexplained
 from near.models.exchange import build_exchange
 from near.models.harmonics import fibonacci_sphere
-from near.models.photo_light import fit_directions, light_directions, responses, shown_under
+from near.models.photo_light import fit_directions, light_directions, responses, shown_under, smooth_start
 
 RESOLUTION = 16
 
@@ -93,3 +93,32 @@ def test_it_stops_when_told(ball):
 
     with pytest.raises(Cancelled):
         unexplained(cloud, exchange, material, radiance, seen, views, stop)
+
+
+def test_a_light_of_one_colour_leaves_hues_to_the_paint(ball):
+    """Sides of different hues, guessed alike: a light of many colours explains some of it, one of a single colour nothing."""
+    cloud, exchange, material, radiance, seen, views = ball
+    right = cloud.normals[:, 0] > 0
+    paint = torch.where(right[:, None], torch.tensor([1.3, 0.9, 0.6]), torch.tensor([0.6, 0.9, 1.3]))
+
+    def hue_told(one_colour: bool) -> float:
+        rest = unexplained(cloud, exchange, material, radiance * paint, seen, views, one_colour=one_colour)
+        hue = (rest - paint.log()) @ torch.tensor([1.0, 0.0, -1.0])
+        return float((hue[(seen > 0) & right].mean() - hue[(seen > 0) & ~right].mean()).abs())
+
+    difference = 2 * math.log(1.3 / 0.6)
+    assert hue_told(True) < 0.1 * difference < 0.3 * difference < hue_told(False)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 1000))
+def test_directions_of_a_light_of_one_colour_differ_in_strength_alone(seed):
+    directions, solid_angle = light_directions()
+    start = smooth_start(torch.randn(len(directions), 3, generator=torch.Generator().manual_seed(seed)) + torch.tensor([1.0, 1.5, 2.0]), solid_angle, True)
+    made = discs(seed, 300)
+    radiance = torch.rand(300, 3, generator=torch.Generator().manual_seed(seed + 1))
+    found = fit_directions(responses(*made, directions), radiance, torch.zeros(300, 3), torch.ones(300), start, alike=1.0)
+    assert (start > 0).all()
+    for flux in (start, found):
+        colour = flux / flux.sum(1, keepdim=True)
+        torch.testing.assert_close(colour, colour[:1].expand_as(colour), rtol=1e-3, atol=1e-4)

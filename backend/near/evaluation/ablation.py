@@ -71,7 +71,7 @@ def with_input(name: str, asset: Asset, photo: Photo, camera: Camera) -> Asset:
         colour = (agx_srgb(radiance) * 2 - 1 - material[cloud.voxel, :3]) * (seen > 0)[:, None]
         detail = torch.cat([colour, torch.zeros(len(colour), 2)], -1)
     else:
-        detail = photo_detail(cloud, radiance, seen, material, camera, asset.resolution)
+        detail = photo_detail(cloud, radiance, seen, material, camera, asset.resolution, guessed_normals=asset.meta.get("geometry") == "silhouette")
     stored = (detail / DETAIL_STEP).round().clamp(-127, 127).to(torch.int8)
     return replace(asset, feats=slat, anchors=replace(asset.anchors, detail=stored))
 

@@ -21,7 +21,7 @@ from near.models.anchors import AnchorCloud
 from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
 from near.models.material import voxel_mean
-from near.models.photo_light import DARKEST, FLOOR, OUTLIER, drawn, fit_directions, light_directions, responses, shown_under
+from near.models.photo_light import ALIKE, FLOOR, OUTLIER, drawn, fit_directions, light_directions, responses, shown_under, smooth_start
 from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE, normal_reflectance, total_albedo
 from near.models.visibility import evaluate_visibility
 
@@ -101,14 +101,15 @@ def sent_to_itself(exchange: Exchange, openness: Tensor, material: Tensor, diffu
 
 
 def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radiance_lin709: Tensor, seen: Tensor, view_dirs: Tensor,
-                poll: Callable[[], None] = lambda: None) -> Tensor:
+                poll: Callable[[], None] = lambda: None, *, one_colour: bool = False) -> Tensor:
     """Log ratio [M, 3] of the photo to what the materials show under the light that fits it best; zero where nothing is seen.
 
     The homogeniser answers for voxels, and being unsure it answers with averages: a white sole beside a dark upper comes out
     grey. This is what it missed. The object's mean brightness stays the homogeniser's, for the fitted light takes it up.
 
     Args: material [M, 5] linear; radiance_lin709 [M, 3] the photo's, per disc; seen [M] weights 0..1; view_dirs [M, 3].
-        ``poll``: called between the steps; raises to stop (cancellation).
+        ``poll``: called between the steps; raises to stop (cancellation). one_colour: of all directions of the light, for normals
+        that are guesses (:mod:`near.models.photo_light`).
     """
     rows = torch.nonzero(seen > 0)[:, 0]
     out = torch.zeros_like(radiance_lin709)
@@ -125,10 +126,10 @@ def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radian
     poll()
     # That light is smooth; from it starts one that holds lamps.
     directions, solid_angle = light_directions()
-    start = sh_basis(directions, LIGHT_ORDER) @ light.T
-    start = torch.maximum(start, DARKEST * start.mean(0).clamp_min(1e-4)) * solid_angle
+    start = smooth_start(sh_basis(directions, LIGHT_ORDER) @ light.T, solid_angle, one_colour)
     some = drawn(seen[rows])
-    flux = fit_directions(responses(*(d[some] for d in discs), own[some], directions), radiance[some], returned[some], weight[some], start)
+    flux = fit_directions(responses(*(d[some] for d in discs), own[some], directions), radiance[some], returned[some], weight[some], start,
+                          1.0 if one_colour else ALIKE)
     poll()
     shown = kept_up(shown_under(*discs, own, directions, flux) + returned)
     out[rows] = ((radiance + BLACK) / (shown + BLACK)).log()

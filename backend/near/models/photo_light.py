@@ -4,6 +4,9 @@ Few harmonics (:mod:`near.models.evidence`) say how bright each side of an objec
 on a curved side and the edge of a shadow, would be left over and taken for paint. Directions hold it. There are more of them than smooth
 surfaces can tell apart; starting from the harmonics and stopping after some rounds of multiplicative steps (which keep radiance positive
 and are slow to invent what one disc alone would explain) leaves those alone that the photo says nothing of.
+
+Where normals are guesses (of an outline that was inflated), a light of many colours explains paint: blue from where the blue parts happen
+to face. There all of it has one colour.
 """
 
 from __future__ import annotations
@@ -58,16 +61,25 @@ def shown_under(normals: Tensor, view_dirs: Tensor, visibility: Tensor, material
     return diffuse * irradiance(normals, visibility, directions, flux) / math.pi + (f0 * white + (1 - f0) * grazing) * scattered_again(f0, sum(lobe))
 
 
-def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight: Tensor, start: Tensor) -> Tensor:
+def smooth_start(radiance: Tensor, solid_angle: float, one_colour: bool) -> Tensor:
+    """Flux [n, 3] to begin with, positive, of a smooth light's radiance [n, 3] from the directions."""
+    if one_colour:
+        mean = radiance.mean(0)
+        radiance = radiance.mean(1, keepdim=True) * (mean / mean.mean().clamp_min(1e-6)).clamp_min(0)
+    return torch.maximum(radiance, DARKEST * radiance.mean(0).clamp_min(1e-4)) * solid_angle
+
+
+def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight: Tensor, start: Tensor, alike: float = ALIKE) -> Tensor:
     """Flux [n, 3] that explains ``radiance`` [M, 3] by ``response`` [3, M, n] and a part that is known, ``constant`` [M, 3].
 
     Multiplicative steps towards the least relative error, robust (a highlight where none should be must not light the rest).
-    Args: weight [M]; start [n, 3] flux to begin with, positive.
+    Args: weight [M]; start [n, 3] flux to begin with, positive; alike: share of a step's logarithm that is common to the channels, 1 for a
+    light whose directions keep the start's colours.
     """
     flux = list(start.T)
     for _ in range(ROUNDS):
         steps = torch.stack([_step(*channel, weight) for channel in zip(response, radiance.T, constant.T, flux)])
-        steps = torch.lerp(steps, steps.mean(0), ALIKE).exp().clamp(1 / STEP, STEP)
+        steps = torch.lerp(steps, steps.mean(0), alike).exp().clamp(1 / STEP, STEP)
         flux = [f * s for f, s in zip(flux, steps)]
     return torch.stack(flux, -1)
 

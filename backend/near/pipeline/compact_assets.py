@@ -113,7 +113,9 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     slat = models.sample_homogenised(coords, features, view, shaded, photo, progress=part(0.65, 0.95), **run)
     slat = slat.half()
     material = models.voxel_material(coords, slat.float())
-    anchors = replace(anchors, detail=_detail(photo_detail(cloud, radiance, seen, material, camera, models.config.resolution, lambda: check(cancelled))))
+    detail = photo_detail(cloud, radiance, seen, material, camera, models.config.resolution, lambda: check(cancelled),
+                          guessed_normals=source == "silhouette")
+    anchors = replace(anchors, detail=_detail(detail))
     progress("done", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
                   photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
@@ -146,16 +148,18 @@ def photo_on_discs(cloud: AnchorCloud, coords: Tensor, resolution: int, photo: P
 
 
 def photo_detail(cloud: AnchorCloud, radiance_lin709: Tensor, seen: Tensor, material: Tensor, camera: Camera, resolution: int,
-                 poll: Callable[[], None] = lambda: None) -> Tensor:
+                 poll: Callable[[], None] = lambda: None, *, guessed_normals: bool = False) -> Tensor:
     """Paint that the voxels' materials miss: where the photo differs from how they look under the light that fits it best,
     most of the difference is base colour; of what is brighter less, for it may be a highlight.
 
-    Args: radiance_lin709 [M, 3] of the discs in the photo; seen [M] weights 0..1; material [L, 5] encoded. Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see wears what is
-    seen of places like it (:mod:`near.models.hidden`), blended over the voxels' edges.
+    Args: radiance_lin709 [M, 3] of the discs in the photo; seen [M] weights 0..1; material [L, 5] encoded; guessed_normals: of an inflated outline.
+    Returns: [M, 5] encoded residual to the disc's voxel. What the photo does not see wears what is seen of places like it
+    (:mod:`near.models.hidden`), blended over the voxels' edges.
     """
     of_discs = material[cloud.voxel]
     linear = decode_material(of_discs)
-    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance_lin709, seen, view_directions(cloud.points, camera), poll)
+    rest = unexplained(cloud, build_exchange(cloud, resolution), linear, radiance_lin709, seen, view_directions(cloud.points, camera), poll,
+                       one_colour=guessed_normals)
     broad = voxel_mean(rest, cloud.voxel, len(material), seen)[cloud.voxel]
     fine = rest - broad
     paint = torch.zeros_like(rest)
