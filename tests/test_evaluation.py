@@ -318,13 +318,15 @@ def test_spread_by_hand():
 
 
 def test_parts_of_a_spread():
-    from near.evaluation.consistency import spread_parts
+    from near.evaluation.consistency import local_spread, spread_parts
 
     still, names = np.random.default_rng(0).random((50, 6)), ("exposure_share", "cast_share", "local_share")
     noise = np.random.default_rng(1).normal(size=(50, 6))
     for k, change in enumerate((np.ones((50, 6)), np.tile([1.0, 0, -1], 2) * np.ones((50, 1)), noise - noise.mean(0))):
         parts = spread_parts(np.stack([still, still + 0.1 * change]))
         assert parts[names[k]] == pytest.approx(1.0) and sum(parts.values()) == pytest.approx(1.0)
+        local = local_spread(np.stack([still - change, still + change]))
+        assert local == pytest.approx(np.sqrt((change ** 2).mean()) if k == 2 else 0.0, abs=1e-9)
 
 
 def test_consistency_command(small_bench, tmp_path, monkeypatch, capsys):

@@ -109,9 +109,10 @@ CHECKS = {"rotation_psnr": ("light, camera and asset turned together: PSNR in th
           "sum_error": ("two lights against the sum of both: what is off, %", "{:.2%}"),
           "flicker_levels": ("turntable, steps of 1 degree: unsteadiness of a surface point, 8-bit levels", "{:.2f}"),
           "spread_ratio": ("assets from photos under three lights: homogenised spread over shaded spread", "{:.2f}"),
-          "exposure_share": ("of that homogenised variance, the brightness of the object as a whole", "{:.0%}"),
+          "picture_ratio": ("the same in pictures: under white light over the photos", "{:.2f}"),
+          "exposure_share": ("of the homogenised variance, the brightness of the object as a whole", "{:.0%}"),
           "cast_share": ("and its colour cast as a whole", "{:.0%}"),
-          "picture_ratio": ("the same in pictures: under white light over the photos", "{:.2f}")}
+          "local_ratio": ("homogenised over shaded spread without both: what is left of light that differs from place to place", "{:.2f}")}
 
 
 def consistency_table(report: dict) -> list[str] | None:

@@ -7,8 +7,9 @@ flicker     a turntable in steps of one degree: what a fixed surface point does 
             steadily, as the deviation of an equal noise in 8-bit levels (AgX): rms of (c[k-1] - 2 c[k] + c[k+1]) / sqrt(6)
 spread      assets made from photos of one object under three lights: rms deviation from their mean over voxels, in the
             SLAT's perceptual colours (-1..1), homogenised (base colour, white-light look) over shaded; the same for
-            pictures: assets under white light over the photos (8-bit levels); and which part of the homogenised variance is
-            the whole object's brightness, its colour cast, or local
+            pictures: assets under white light over the photos (8-bit levels); which part of the homogenised variance is
+            the whole object's brightness, its colour cast, or local; and the ratio of the local parts alone: how much of
+            what light does from place to place is left
 """
 
 from __future__ import annotations
@@ -201,10 +202,11 @@ def homogenised_spread(engine, bench: Bench, model: BenchModel) -> dict[str, flo
              "photo_spread": spread([shown_on_black(p)[mask].astype(np.float32) for p in truth])}
     found["picture_ratio"] = found["picture_spread"] / max(found["photo_spread"], 1e-9)
     if len(shaded) == len(assets) and all(torch.equal(a.coords, assets[0].coords) for a in assets):
-        found["homogenised_spread"] = spread([a.feats.float()[:, COLOURS].numpy() for a in assets])
-        found["shaded_spread"] = spread([s.float()[:, COLOURS].numpy() for s in shaded])
+        homogenised, baked = (np.stack([f.float()[:, COLOURS].numpy() for f in feats]) for feats in ([a.feats for a in assets], shaded))
+        found["homogenised_spread"], found["shaded_spread"] = spread(homogenised), spread(baked)
         found["spread_ratio"] = found["homogenised_spread"] / max(found["shaded_spread"], 1e-9)
-        found |= spread_parts(np.stack([a.feats.float()[:, COLOURS].numpy() for a in assets]))
+        found["local_ratio"] = local_spread(homogenised) / max(local_spread(baked), 1e-9)
+        found |= spread_parts(homogenised)
     return found
 
 
@@ -216,7 +218,13 @@ def spread_parts(stack: np.ndarray) -> dict[str, float]:
     grey = whole.mean(2, keepdims=True)
     total = max(float((off ** 2).mean()), 1e-12)
     return {"exposure_share": float((grey ** 2).mean()) / total, "cast_share": float(((whole - grey) ** 2).mean()) / total,
-            "local_share": float(((off - whole) ** 2).mean()) / total}
+            "local_share": local_spread(stack) ** 2 / total}
+
+
+def local_spread(stack: np.ndarray) -> float:
+    """Of [assets, voxels, channels], root mean square deviation from their mean once each asset has the mean's brightness and cast."""
+    off = stack - stack.mean(0)
+    return float(np.sqrt(((off - off.mean(1, keepdims=True)) ** 2).mean()))
 
 
 def spread(values: Sequence[np.ndarray]) -> float:
