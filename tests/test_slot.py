@@ -96,10 +96,20 @@ def test_the_package_keeps_to_its_size(slot, objects, tmp_path):
     limit = (everything.bytes - 3 * one + 2.5 * (one + 1200) + package.SPARE) / 1e6  # room for two
     fewer = package.write_package(tmp_path / "c.tar.gz", [objects / "set" / "objects"], objects / "hdris", light_width=32, limit_mb=limit)
     assert 1 <= fewer.objects < 3 and fewer.objects + fewer.left_out == 3 and fewer.bytes <= limit * 1e6
-    for limit, folder, code in ((0.1, objects / "set" / "objects", "slot-too-big"), (60, objects / "set", "training-data-missing")):
+    assert package.write_package(tmp_path / "e.tar.gz", [objects / "set"], objects / "hdris", light_width=32).objects == 3  # searched through
+    for limit, folder, lights, code in ((0.1, "set/objects", "hdris", "slot-too-big"), (60, "hdris", "hdris", "training-data-missing"),
+                                        (60, "set", "set", "training-lights-missing"), (60, "set", "nowhere", "training-lights-missing")):
         with pytest.raises(NearError) as error:
-            package.write_package(tmp_path / "d.tar.gz", [folder], objects / "hdris", light_width=32, limit_mb=limit)
+            package.write_package(tmp_path / "d.tar.gz", [objects / folder], objects / lights, light_width=32, limit_mb=limit)
         assert error.value.code == code and not (tmp_path / "d.tar.gz").exists()
+
+
+def test_a_package_that_is_none(slot, tmp_path):
+    (tmp_path / "torn.tar.gz").write_bytes(b"\x1f\x8b\x08 torn")
+    for name in ("missing.tar.gz", "torn.tar.gz"):
+        with pytest.raises(NearError) as error:
+            slot("package").unpack(tmp_path / name, tmp_path / "u")
+        assert error.value.code == "slot-unreadable"
 
 
 def test_curves_of_whole_and_of_broken_logs(slot, tmp_path):

@@ -4,7 +4,7 @@
     python tools/render_dataset.py data --own 200 --assets models --hdris hdris # and yours: GLB, glTF, blend, OBJ, FBX, PLY
     python tools/render_dataset.py data --own 5000 --processes 16               # many Blenders on this machine
     python tools/render_dataset.py data --own 50000 --ray ray://head:10001      # on a cluster; assets under one path on all nodes
-    near train precompute data/objects/* --hdris data/hdris -o cache            # what comes next
+    near train precompute data/objects --hdris data/hdris -o cache              # what comes next
 
 The same job gives the same files, wherever it runs. It can be stopped or killed at any time: the same command goes on where
 it was. Objects that fail are set aside in OUT/quarantine.json. OUT/report.md and OUT/contact_sheet.png show what was made.

@@ -61,26 +61,24 @@ def write_package(out: Path, objects: list[Path], hdris: Path, *, wheels: Path |
                   light_width: int = 512, most_objects: int | None = None) -> Contents:
     """Write the archive and say what is in it.
 
-    Args: objects: folders of training objects (.npz); hdris: their lights; wheels: Python packages that the other machine
+    Args: objects: folders of training objects (.npz), searched through; hdris: their lights; wheels: Python packages that the other machine
     lacks; limit_mb: 10^6 bytes.
     Raises:
-        NearError: ``slot-too-big`` when not even one object fits; ``training-data-missing``.
+        NearError: ``slot-too-big`` when not even one object fits; ``training-data-missing``; ``training-lights-missing``.
     """
     from near.errors import NearError
     from near.lighting import load_environment, resample_equirect
+    from near.training.lights import LightLibrary
+    from near.training.starter import object_files
 
     limit = int(limit_mb * 1e6)
     files: dict[str, bytes] = {f"code/{p.relative_to(ROOT).as_posix()}": p.read_bytes() for p in code_files()}
-    lights = sorted(p for p in hdris.iterdir() if p.suffix in (".exr", ".hdr"))
-    for path in lights:
+    sources, lights = object_files(objects), LightLibrary(hdris).paths
+    for path in lights.values():
         small = resample_equirect(load_environment(path, allow_repair=True).rgb_lin709, light_width // 2, light_width)
         files[f"hdris/{path.stem}.hdr"] = rgbe_bytes(small.numpy())
     carried = sorted(wheels.glob("*.whl")) if wheels else []
     files |= {f"wheels/{p.name}": p.read_bytes() for p in carried}
-    sources = [p for folder in objects for p in sorted(folder.glob("*.npz"))]
-    if not sources or not lights:
-        raise NearError("training-data-missing", f"There are {len(sources)} training objects and {len(lights)} lights.",
-                        "Name folders of .npz objects, and the folder of the lights they were rendered under.")
     random.Random(0).shuffle(sources)
     base = len(_archive(files))
     chosen, size = [], base
@@ -94,7 +92,7 @@ def write_package(out: Path, objects: list[Path], hdris: Path, *, wheels: Path |
                         "Carry fewer wheels, make the lights narrower (--light-width), or allow more (--limit-mb).")
     for path in chosen:
         files[f"objects/{path.resolve().parent.parent.name}_{path.name}"] = path.read_bytes()
-    files["contents.json"] = json.dumps({"objects": len(chosen), "lights": [p.stem for p in lights], "wheels": [p.name for p in carried]}).encode()
+    files["contents.json"] = json.dumps({"objects": len(chosen), "lights": list(lights), "wheels": [p.name for p in carried]}).encode()
     data = _archive(files)
     if len(data) > limit:
         raise NearError("slot-too-big", f"The package came out at {len(data) / 1e6:.1f} MB of {limit_mb:g} MB.", "Allow more (--limit-mb).")
@@ -117,7 +115,17 @@ def _archive(files: dict[str, bytes]) -> bytes:
 
 
 def unpack(package: Path, folder: Path) -> Path:
-    """Unpack into a folder; returns the folder of its contents."""
-    with tarfile.open(package) as tar:
-        tar.extractall(folder, filter="data")
+    """Unpack into a folder; returns the folder of its contents.
+
+    Raises:
+        NearError: ``slot-unreadable``.
+    """
+    from near.errors import NearError
+
+    try:
+        with tarfile.open(package) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise NearError("slot-unreadable", f"The package {package} cannot be unpacked ({type(error).__name__}).",
+                        "Name the slot.tar.gz that prepare made, or copy it again.") from error
     return folder / TOP

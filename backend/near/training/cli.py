@@ -14,7 +14,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     stages = parser.add_subparsers(dest="stage", required=True)
 
     pre = stages.add_parser("precompute", help="objects -> anchors, splat matrices, lifted photos, SLAT targets")
-    pre.add_argument("objects", type=Path, nargs="+", help="folders of training objects (.npz)")
+    pre.add_argument("objects", type=Path, nargs="+", help="folders of training objects (.npz), searched through")
     pre.add_argument("--hdris", type=Path, required=True, help="folder of the lights the objects were rendered under")
     pre.add_argument("-o", "--out", type=Path, required=True, help="cache folder; existing entries are kept")
     pre.add_argument("--part", type=int, default=0, help="this process' share of the objects")
@@ -110,11 +110,12 @@ def _precompute(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from near.training.cache import CacheConfig, cache_folder
+    from near.training.starter import object_files
 
     if args.parts > 1:
         torch.set_num_threads(1)
         numba.set_num_threads(1)
-    sources = [p for folder in args.objects for p in sorted(folder.glob("*.npz"))][args.part::args.parts]
+    sources = object_files(args.objects)[args.part::args.parts]
     with tqdm(total=len(sources), desc="precompute") as bar:
         cache_folder(sources, args.hdris, args.out, CacheConfig(), progress=lambda *_: bar.update())
     return 0

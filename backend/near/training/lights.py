@@ -26,10 +26,17 @@ STRENGTH_STOPS = 0.2
 
 
 class LightLibrary:
-    """Environments of a folder by name, loaded and prefiltered once each, when first asked for; :meth:`invent` adds to them."""
+    """Environments of a folder by name, loaded and prefiltered once each, when first asked for; :meth:`invent` adds to them.
+
+    Raises:
+        NearError: ``training-lights-missing`` when the folder holds none.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.paths = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix in (".exr", ".hdr")}
+        self.paths = {p.stem: p for p in sorted(folder.glob("*")) if p.suffix in (".exr", ".hdr")}
+        if not self.paths:
+            raise NearError("training-lights-missing", f"There are no environment maps (.exr, .hdr) in {folder}.",
+                            "Name the folder of the lights that the objects were rendered under.")
         self.invented: list[str] = []
         self._maps: dict[str, Environment] = {}
         self._prefiltered: dict[str, PrefilteredLight] = {}

@@ -73,6 +73,19 @@ class StarterObject:
     photos: list[CapturedPhoto] = field(default_factory=list)
 
 
+def object_files(folders: list[Path]) -> list[Path]:
+    """Training objects (.npz) in folders and in all that lies below them, folder by folder, sorted.
+
+    Raises:
+        NearError: ``training-data-missing`` when there is none.
+    """
+    found = [path for folder in folders for path in sorted(folder.rglob("[!.]*.npz"))]  # hidden ones are half written
+    if not found:
+        raise NearError("training-data-missing", f"There are no training objects (.npz) in {', '.join(str(f) for f in folders)}.",
+                        "Make some with tools/render_dataset.py and name its folder of objects.")
+    return found
+
+
 def read_starter(path: Path) -> StarterObject:
     """Decode one object.
 
