@@ -117,7 +117,7 @@ def test_directions_of_a_light_of_one_colour_differ_in_strength_alone(seed):
     start = smooth_start(torch.randn(len(directions), 3, generator=torch.Generator().manual_seed(seed)) + torch.tensor([1.0, 1.5, 2.0]), solid_angle, True)
     made = discs(seed, 300)
     radiance = torch.rand(300, 3, generator=torch.Generator().manual_seed(seed + 1))
-    found = fit_directions(responses(*made, directions), radiance, torch.zeros(300, 3), torch.ones(300), start, alike=1.0)
+    found = fit_directions(responses(*made, directions), radiance, torch.zeros(300, 3), torch.ones(300), start, one_colour=True)
     assert (start > 0).all()
     for flux in (start, found):
         colour = flux / flux.sum(1, keepdim=True)

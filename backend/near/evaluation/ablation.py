@@ -28,7 +28,7 @@ from near.evaluation.predict import Tell, predict
 from near.evaluation.report import score_targets
 from near.geometry.cameras import Camera
 from near.geometry.photo import Photo
-from near.models.anchors import DETAIL_STEP, AnchorCloud, decode_anchors
+from near.models.anchors import AnchorCloud, decode_anchors, stored_detail
 from near.models.compact import CompactModels
 from near.models.compact_renderer import CompactRendererModel, homogeneous_guess
 from near.models.material import HOMOGENEOUS, MATERIAL, decode_colour, encode_colour, voxel_mean
@@ -72,8 +72,7 @@ def with_input(name: str, asset: Asset, photo: Photo, camera: Camera) -> Asset:
         detail = torch.cat([colour, torch.zeros(len(colour), 2)], -1)
     else:
         detail = photo_detail(cloud, radiance, seen, material, camera, asset.resolution, guessed_normals=asset.meta.get("geometry") == "silhouette")
-    stored = (detail / DETAIL_STEP).round().clamp(-127, 127).to(torch.int8)
-    return replace(asset, feats=slat, anchors=replace(asset.anchors, detail=stored))
+    return replace(asset, feats=slat, anchors=replace(asset.anchors, detail=stored_detail(detail)))
 
 
 class InputEngine:

@@ -125,6 +125,11 @@ def build_anchors(points: Tensor, normals: Tensor, disc_normals: Tensor, resolut
     return coords.to(torch.uint8), anchors, source[order]
 
 
+def stored_detail(detail: Tensor) -> Tensor:
+    """Discs' encoded residuals [M, 5] to their voxels' materials as an asset stores them; :func:`decode_anchors` reads them back."""
+    return _quantise(detail, DETAIL_STEP)
+
+
 def decode_anchors(coords: Tensor, anchors: Anchors, resolution: int) -> AnchorCloud:
     """Positions, normals and visibility in floating point (inverse of :func:`build_anchors`)."""
     voxel = torch.repeat_interleave(torch.arange(len(coords)), anchors.counts.long())

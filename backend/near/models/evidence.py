@@ -21,7 +21,7 @@ from near.models.anchors import AnchorCloud
 from near.models.exchange import Exchange
 from near.models.harmonics import fibonacci_sphere, sh_bands, sh_basis
 from near.models.material import voxel_mean
-from near.models.photo_light import ALIKE, FLOOR, OUTLIER, drawn, fit_directions, light_directions, responses, shown_under, smooth_start
+from near.models.photo_light import FLOOR, OUTLIER, drawn, fit_directions, light_directions, responses, shown_under, smooth_start
 from near.models.shading import DIELECTRIC_F0, RETURNED_SHARE, normal_reflectance, total_albedo
 from near.models.visibility import evaluate_visibility
 
@@ -129,7 +129,7 @@ def unexplained(cloud: AnchorCloud, exchange: Exchange, material: Tensor, radian
     start = smooth_start(sh_basis(directions, LIGHT_ORDER) @ light.T, solid_angle, one_colour)
     some = drawn(seen[rows])
     flux = fit_directions(responses(*(d[some] for d in discs), own[some], directions), radiance[some], returned[some], weight[some], start,
-                          1.0 if one_colour else ALIKE)
+                          one_colour)
     poll()
     shown = kept_up(shown_under(*discs, own, directions, flux) + returned)
     out[rows] = ((radiance + BLACK) / (shown + BLACK)).log()

@@ -69,13 +69,13 @@ def smooth_start(radiance: Tensor, solid_angle: float, one_colour: bool) -> Tens
     return torch.maximum(radiance, DARKEST * radiance.mean(0).clamp_min(1e-4)) * solid_angle
 
 
-def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight: Tensor, start: Tensor, alike: float = ALIKE) -> Tensor:
+def fit_directions(response: Tensor, radiance: Tensor, constant: Tensor, weight: Tensor, start: Tensor, one_colour: bool = False) -> Tensor:
     """Flux [n, 3] that explains ``radiance`` [M, 3] by ``response`` [3, M, n] and a part that is known, ``constant`` [M, 3].
 
     Multiplicative steps towards the least relative error, robust (a highlight where none should be must not light the rest).
-    Args: weight [M]; start [n, 3] flux to begin with, positive; alike: share of a step's logarithm that is common to the channels, 1 for a
-    light whose directions keep the start's colours.
+    Args: weight [M]; start [n, 3] flux to begin with, positive; one_colour: the directions keep the start's colours.
     """
+    alike = 1.0 if one_colour else ALIKE
     flux = list(start.T)
     for _ in range(ROUNDS):
         steps = torch.stack([_step(*channel, weight) for channel in zip(response, radiance.T, constant.T, flux)])

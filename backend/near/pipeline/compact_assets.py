@@ -19,7 +19,7 @@ from near.geometry.normals import face_normals
 from near.geometry.photo import Photo
 from near.geometry.silhouette import silhouette_mesh
 from near.geometry.surface import sample_surface
-from near.models.anchors import DETAIL_STEP, AnchorCloud, build_anchors, decode_anchors, view_directions
+from near.models.anchors import AnchorCloud, build_anchors, decode_anchors, stored_detail, view_directions
 from near.models.backprojection import photo_radiance
 from near.models.compact import CompactModels
 from near.models.compact_renderer import encoder_inputs
@@ -73,7 +73,7 @@ def encode_mesh(models: CompactModels, mesh: PbrMesh, *, seed: int, samples: int
     slat = models.encode_slat(coords, encoder_inputs(cloud, encoded, coords))
     # Detail is measured against what the decoder will read back from the stored half-precision SLAT.
     slat = slat.half()
-    anchors = replace(anchors, detail=_detail(encoded - models.voxel_material(coords, slat.float())[cloud.voxel]))
+    anchors = replace(anchors, detail=stored_detail(encoded - models.voxel_material(coords, slat.float())[cloud.voxel]))
     progress("encode", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="encode", seed=seed, mesh_sha256=mesh.sha256)
 
@@ -115,7 +115,7 @@ def create_asset(models: CompactModels, photo: Photo, mesh: PbrMesh | None, came
     material = models.voxel_material(coords, slat.float())
     detail = photo_detail(cloud, radiance, seen, material, camera, models.config.resolution, lambda: check(cancelled),
                           guessed_normals=source == "silhouette")
-    anchors = replace(anchors, detail=_detail(detail))
+    anchors = replace(anchors, detail=stored_detail(detail))
     progress("done", 1.0, None)
     return _asset(models, coords, slat, anchors, mesh, kind="create", seed=seed, geometry=source, shaded=shaded.half(),
                   photo_sha256=photo.sha256, mesh_sha256=mesh.sha256 if source == "mesh" else None,
@@ -195,10 +195,6 @@ def camera_record(camera: Camera) -> dict:
     """The photo's camera as plain data for the asset's metadata ("look through the photo")."""
     return {"cam_from_asset": camera.cam_from_world.tolist(), "K": camera.K.tolist(), "width": camera.width, "height": camera.height,
             "projection": camera.projection}
-
-
-def _detail(residual: Tensor) -> Tensor:
-    return (residual / DETAIL_STEP).round().clamp(-127, 127).to(torch.int8)
 
 
 def _asset(models: CompactModels, coords: Tensor, slat: Tensor, anchors, mesh: PbrMesh, *, shaded: Tensor | None = None, **record) -> Asset:
